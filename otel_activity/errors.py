@@ -1,0 +1,52 @@
+"""The exception tree. A message names what was wrong, the value (secrets masked) and the fix."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ActivityError",
+    "ConfigurationError",
+    "ExportError",
+    "SchemaError",
+    "StoreRefused",
+    "StoreUnavailable",
+]
+
+
+class ActivityError(Exception):
+    """Anything that otel_activity raises on purpose."""
+
+
+class ConfigurationError(ActivityError):
+    """A setting is wrong in itself.
+
+    Attributes:
+        variable: the environment variable (or argument) that is wrong.
+        value: what it was set to, secrets masked.
+        fix: what to do instead.
+    """
+
+    def __init__(self, variable: str, value: str, problem: str, fix: str) -> None:
+        super().__init__(f"{variable}={value!r}: {problem}; {fix}")
+        self.variable = variable
+        self.value = value
+        self.problem = problem
+        self.fix = fix
+
+
+class ExportError(ActivityError):
+    """A batch was not taken by an exporter and may be sent again."""
+
+
+class StoreUnavailable(ExportError):
+    """The store cannot be reached or went away: no server, connection lost, shutting down."""
+
+
+class StoreRefused(ExportError):
+    """The store answered and refuses: wrong password, no permission, missing or newer schema.
+
+    Kept apart from `StoreUnavailable` because only a person can mend it; delivery retries both.
+    """
+
+
+class SchemaError(ActivityError):
+    """The store's schema cannot be applied or does not fit this version of the code."""

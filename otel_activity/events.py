@@ -1,0 +1,104 @@
+"""The data that moves through the pipeline: one event, and the unit of events of one transaction."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Protocol
+
+import msgspec
+
+__all__ = ["Commit", "Entry", "Event", "ResourceInfo", "Severity", "Unit"]
+
+
+class Severity(enum.IntEnum):
+    """Severity numbers of the OpenTelemetry log data model that events use."""
+
+    INFO = 9
+    WARN = 13
+    ERROR = 17
+
+
+class Commit(enum.StrEnum):
+    """What is known about the fate of the transaction an event belongs to (``activity.commit``)."""
+
+    PROVEN = "proven"
+    """The database itself confirmed the transaction's id as committed."""
+    REPORTED = "reported"
+    """The driver reported COMMIT as successful."""
+    UNKNOWN = "unknown"
+    """Nobody can tell: the connection broke while COMMIT was on its way, or the transaction was
+    ended behind SQLAlchemy's back."""
+
+
+class Event(msgspec.Struct, gc=False, kw_only=True):
+    """One audit event, complete and clean: what exporters, journal and store see.
+
+    Values in `attributes` are plain JSON values (None, bool, int within 64 bit, finite float, str without
+    lone surrogates, list, dict with str keys); every other Python value has been through `codec.encode`.
+    Secrets have been removed before an `Event` exists.
+
+    Attributes:
+        id: UUIDv7 as text, the idempotency key (``log.record.uid``).
+        name: the ``event_name``, low-cardinality.
+        time: when it happened, nanoseconds since the epoch, cut to whole microseconds
+            (PostgreSQL's resolution; cutting here keeps the key equal on every road to the store).
+        attributes: by semantic-convention name, see `otel_activity.semconv`.
+        observed: when it was turned into a record, nanoseconds since the epoch.
+        severity: number of the OpenTelemetry log data model.
+        trace_id: 0 when there was no trace.
+        span_id: 0 when there was no span.
+        trace_flags: W3C trace flags.
+    """
+
+    id: str
+    name: str
+    time: int
+    attributes: dict[str, Any]
+    observed: int = 0
+    severity: int = Severity.INFO
+    trace_id: int = 0
+    span_id: int = 0
+    trace_flags: int = 0
+
+
+class ResourceInfo(msgspec.Struct, frozen=True):
+    """What produced the events: the OpenTelemetry resource, as plain JSON values."""
+
+    attributes: dict[str, Any]
+
+    @property
+    def service_name(self) -> str:
+        """``service.name``, as the SDK resolved it."""
+        return str(self.attributes.get("service.name", "unknown_service"))
+
+
+class Entry(Protocol):
+    """One captured change or action, not yet encoded (encoding is late, off the request path)."""
+
+    def to_event(self, unit: Unit, commit: Commit) -> Event:
+        """Encode the entry. Called once, after the unit's fate is known; must not raise."""
+        ...
+
+
+class Unit:
+    """All entries of one transaction on one DBAPI connection, in the order the statements ran."""
+
+    __slots__ = ("commit", "database", "entries", "error", "system", "transaction_id")
+
+    def __init__(self, transaction_id: str, *, system: str, database: str) -> None:
+        self.transaction_id = transaction_id
+        self.system = system
+        self.database = database
+        self.entries: list[Entry] = []
+        self.commit: Commit | None = None
+        """Set when the fate is known and the unit is released; None while it is open or prepared."""
+        self.error: str | None = None
+        """Why the fate is unknown (an error's type), for ``activity.commit=unknown``."""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def events(self) -> list[Event]:
+        """Encode all entries; the unit must have been released."""
+        commit = self.commit or Commit.UNKNOWN
+        return [entry.to_event(self, commit) for entry in self.entries]

@@ -1,0 +1,52 @@
+"""The interfaces between layers. Adapters implement them; the composition root plugs them together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otel_activity.events import Event, ResourceInfo, Unit
+
+__all__ = ["Delivery", "EventExporter"]
+
+
+class Delivery(Protocol):
+    """What the transaction bracket hands units to, whatever the delivery class.
+
+    The bracket calls `prepare` just before COMMIT and then exactly one of the others. Implementations
+    must not raise, except from `prepare` with `errors.ActivityError` where the user chose to fail closed.
+    """
+
+    def prepare(self, unit: Unit) -> None:
+        """COMMIT is about to be sent. What must survive a crash from here on is made safe now."""
+
+    def committed(self, unit: Unit) -> None:
+        """COMMIT succeeded: release the unit."""
+
+    def aborted(self, unit: Unit) -> None:
+        """The transaction is certainly not committed: forget the unit."""
+
+    def undecided(self, unit: Unit, error: BaseException | None) -> None:
+        """COMMIT may or may not have happened (connection lost, task cancelled, ended unseen)."""
+
+
+class EventExporter(Protocol):
+    """One attempt to deliver a batch somewhere. Retrying, counting and giving up are delivery's."""
+
+    name: str
+    """Short name for messages and metrics: ``postgres``, ``otlp``, ``console``."""
+
+    def export(self, events: Sequence[Event], resource: ResourceInfo) -> None:
+        """Deliver the batch. Returning means: every event is stored, was already, or is quarantined.
+
+        Raises:
+            ExportError: nothing is known to be lost; the same batch is to be sent again.
+        """
+
+    def close(self) -> None:
+        """Release connections. Called once, from the exporting thread or at shutdown."""
+
+    def after_fork(self) -> None:
+        """In a forked child: drop inherited connections without closing them."""

@@ -1,0 +1,65 @@
+"""Names of events and attributes, in one place.
+
+Names without the prefix ``activity.`` are the OpenTelemetry semantic conventions'
+(https://opentelemetry.io/docs/specs/semconv/registry/attributes/); ours begin with ``activity.``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCOPE_NAME: Final = "otel_activity"
+"""Instrumentation scope of every record of ours: how exporters tell them from the application's logs."""
+SCHEMA_VERSION: Final = "1"
+"""Version of the event schema, on each event as ``activity.schema.version``."""
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.37.0"
+"""The semantic conventions whose names the standard attributes follow."""
+
+# event_name
+ENTITY_CREATED: Final = "activity.entity.created"
+ENTITY_UPDATED: Final = "activity.entity.updated"
+ENTITY_DELETED: Final = "activity.entity.deleted"
+ACTION: Final = "activity.action"
+GAP: Final = "activity.gap"
+
+# record
+RECORD_UID: Final = "log.record.uid"
+ACTIVITY_SCHEMA_VERSION: Final = "activity.schema.version"
+
+# action and outcome
+ACTIVITY_ACTION: Final = "activity.action"
+ACTIVITY_OUTCOME: Final = "activity.outcome"
+ERROR_TYPE: Final = "error.type"
+
+# actor
+USER_ID: Final = "user.id"
+USER_NAME: Final = "user.name"
+USER_ROLES: Final = "user.roles"
+ACTOR_TYPE: Final = "activity.actor.type"
+ACTOR_ON_BEHALF_OF: Final = "activity.actor.on_behalf_of"
+
+# entity and table
+ENTITY_TYPE: Final = "activity.entity.type"
+ENTITY_ID: Final = "activity.entity.id"
+DB_SYSTEM_NAME: Final = "db.system.name"
+DB_NAMESPACE: Final = "db.namespace"
+DB_COLLECTION_NAME: Final = "db.collection.name"
+DB_OPERATION_NAME: Final = "db.operation.name"
+
+# change
+CHANGES: Final = "activity.changes"
+CAPTURE: Final = "activity.capture"
+
+# tenant, project, reason, free text
+TENANT_ID: Final = "activity.tenant.id"
+PROJECT_ID: Final = "activity.project.id"
+REASON: Final = "activity.reason"
+DETAILS: Final = "activity.details"
+
+# transaction
+TRANSACTION_ID: Final = "activity.transaction.id"
+COMMIT: Final = "activity.commit"
+
+# order
+STREAM_ID: Final = "activity.stream.id"
+SEQUENCE: Final = "activity.sequence"

@@ -1,0 +1,395 @@
+"""Settings: argument beats environment beats default, read once, checked before anything starts.
+
+Every setting of ours is one row of `FIELDS`; the SDK's own variables are used where they exist. The table
+also feeds ``opentelemetry-instrument``'s flags, ``otel-activity doctor`` and the reference in the docs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from otel_activity.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["FIELDS", "Field", "Settings", "mask_dsn"]
+
+PREFIX: Final = "OTEL_ACTIVITY_"
+EXPORTERS: Final = ("postgres", "otlp", "console", "none")
+STARTUP_MODES: Final = ("check", "warn", "require")
+LOGGER_PROVIDERS: Final = ("own", "global")
+
+_PASSWORD_IN_URL = re.compile(r"(://[^:/?#@]*:)[^@/?#]*(@)")
+_PASSWORD_IN_CONNINFO = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
+_PASSWORD_IN_QUERY = re.compile(r"([?&](?:password|sslpassword)=)[^&#]*", re.IGNORECASE)
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+
+
+def mask_dsn(dsn: str) -> str:
+    """The DSN with every password replaced by ``***``, for messages and logs.
+
+    >>> mask_dsn("postgresql://audit:s3cret@db/app")
+    'postgresql://audit:***@db/app'
+    """
+    masked = _PASSWORD_IN_URL.sub(r"\1***\2", dsn)
+    if "://" in masked and masked.count("@") > 1:  # an unescaped @ in the password: mask to the last one
+        head, _, tail = masked.rpartition("@")
+        masked = re.sub(r"(://[^:/?#@]*:).*", r"\1***", head) + "@" + tail
+    return _PASSWORD_IN_CONNINFO.sub(r"\1***", _PASSWORD_IN_QUERY.sub(r"\1***", masked))
+
+
+# --- parsers: text -> value, raising ValueError("problem; fix") -----------------------------------
+
+
+def _boolean(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in {"1", "true", "yes", "on"}:
+        return True
+    if lowered in {"0", "false", "no", "off", ""}:
+        return False
+    raise ValueError("not a boolean; use true or false")
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"not a whole number; use {low} to {high}") from None
+        if not low <= value <= high:
+            raise ValueError(f"out of range; use {low} to {high}")
+        return value
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"not a number of seconds; use {low:g} to {high:g}") from None
+        if not low <= value <= high:
+            raise ValueError(f"out of range; use {low:g} to {high:g} seconds")
+        return value
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        lowered = text.strip().lower()
+        if lowered not in allowed:
+            raise ValueError(f"unknown value; {_did_you_mean(lowered, allowed)}use one of {', '.join(allowed)}")
+        return lowered
+
+    return parse
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in (part.strip() for part in text.split(",")) if word)
+
+
+def _exporters(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.lower() for name in _words(text)))
+    for name in names:
+        if name not in EXPORTERS:
+            raise ValueError(
+                f"unknown exporter {name!r}; {_did_you_mean(name, EXPORTERS)}use any of {', '.join(EXPORTERS)}"
+            )
+    if not names:
+        raise ValueError(f"empty; name at least one of {', '.join(EXPORTERS)} or unset it")
+    if "none" in names and len(names) > 1:
+        raise ValueError("'none' excludes every other exporter; remove one of them")
+    return names
+
+
+def _dsn(text: str) -> str:
+    import psycopg.conninfo  # noqa: PLC0415 - only programs that store in PostgreSQL pay for the import
+
+    try:
+        psycopg.conninfo.conninfo_to_dict(text)
+    except psycopg.ProgrammingError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
+        reason = reason.split('"')[0].strip() or "unreadable"  # libpq quotes the value, password included
+        raise ValueError(
+            f"not a PostgreSQL connection string ({reason}); use postgresql://user:password@host:5432/database"
+        ) from None
+    if "://" not in text and "=" not in text:
+        raise ValueError("not a PostgreSQL connection string; use postgresql://user:password@host:5432/database")
+    return text
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise ValueError("not an http(s) URL; use for example http://localhost:4317")
+    return text
+
+
+def _identifier(text: str) -> str:
+    if not _IDENTIFIER.fullmatch(text):
+        raise ValueError("not a plain SQL identifier; use letters, digits and _, at most 63")
+    return text
+
+
+def _did_you_mean(word: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting: its name in `Settings`, its environment variable, how to read it, what it does."""
+
+    name: str
+    variable: str
+    parse: Callable[[str], Any]
+    help: str
+    secret: bool = False
+
+
+FIELDS: Final[tuple[Field, ...]] = (
+    Field("disabled", "OTEL_ACTIVITY_DISABLED", _boolean, "Switch auditing off; nothing else does."),
+    Field(
+        "exporters",
+        "OTEL_ACTIVITY_EXPORTERS",
+        _exporters,
+        "Comma-separated list of postgres, otlp, console, or none. "
+        "Unset: postgres if a DSN is set, otlp if our own OTLP endpoint is set, console on a terminal.",
+    ),
+    Field("postgres_dsn", "OTEL_ACTIVITY_POSTGRES_DSN", _dsn, "Where events are stored.", secret=True),
+    Field("postgres_schema", "OTEL_ACTIVITY_POSTGRES_SCHEMA", _identifier, "Schema that holds the tables."),
+    Field(
+        "otlp_endpoint",
+        "OTEL_ACTIVITY_OTLP_ENDPOINT",
+        _url,
+        "OTLP endpoint for audit events alone; setting it is the consent to send them. Without it, "
+        "OTEL_ACTIVITY_EXPORTERS=otlp uses the SDK's OTEL_EXPORTER_OTLP_* variables.",
+    ),
+    Field(
+        "startup",
+        "OTEL_ACTIVITY_STARTUP",
+        _choice(*STARTUP_MODES),
+        "check: a wrong setting stops start-up, a store that is down does not. "
+        "warn: run unaudited when a setting is wrong. require: wait for a working store, else stop.",
+    ),
+    Field(
+        "startup_timeout",
+        "OTEL_ACTIVITY_STARTUP_TIMEOUT",
+        _seconds(0, 3600),
+        "Seconds that startup=require waits for the store.",
+    ),
+    Field(
+        "shutdown_timeout",
+        "OTEL_ACTIVITY_SHUTDOWN_TIMEOUT",
+        _seconds(0, 3600),
+        "Seconds that the end of the process may spend on delivering what is queued.",
+    ),
+    Field(
+        "logger_provider",
+        "OTEL_ACTIVITY_LOGGER_PROVIDER",
+        _choice(*LOGGER_PROVIDERS),
+        "own: a LoggerProvider of ours. global: the application's (its limits and processors apply).",
+    ),
+    Field(
+        "include",
+        "OTEL_ACTIVITY_INCLUDE",
+        _words,
+        "Tables to audit, comma-separated patterns (* and ?), with or without schema. Unset: all.",
+    ),
+    Field("exclude", "OTEL_ACTIVITY_EXCLUDE", _words, "Tables not to audit; beats include."),
+    Field(
+        "redact",
+        "OTEL_ACTIVITY_REDACT",
+        _words,
+        "Names of columns and JSON keys to redact, besides the built-in ones.",
+    ),
+    Field(
+        "fetch_before",
+        "OTEL_ACTIVITY_FETCH_BEFORE",
+        _boolean,
+        "Read values from the database that the session had not loaded before it changes a row "
+        "(one SELECT by primary key for each such row).",
+    ),
+    Field(
+        "value_length_limit",
+        "OTEL_ACTIVITY_VALUE_LENGTH_LIMIT",
+        _integer(64, 1 << 24),
+        "Longest value kept whole, in characters or bytes; a longer one is truncated and marked.",
+    ),
+    Field("schedule_delay", "OTEL_BLRP_SCHEDULE_DELAY", _integer(1, 600_000), "Milliseconds between batches."),
+    Field(
+        "max_queue_size",
+        "OTEL_BLRP_MAX_QUEUE_SIZE",
+        _integer(1, 10_000_000),
+        "Events kept while the store is slow or down.",
+    ),
+    Field(
+        "max_export_batch_size",
+        "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
+        _integer(1, 100_000),
+        "Events in one batch; at most the queue size.",
+    ),
+    Field(
+        "export_timeout",
+        "OTEL_BLRP_EXPORT_TIMEOUT",
+        _integer(1, 3_600_000),
+        "Milliseconds one attempt to export a batch may take.",
+    ),
+)
+
+_BY_NAME: Final = {spec.name: spec for spec in FIELDS}
+_OURS: Final = tuple(spec.variable for spec in FIELDS if spec.variable.startswith(PREFIX))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, checked. Build with `from_env`; the docs' reference lists each variable.
+
+    `max_queue_size` defaults to 65536, not the SDK's 2048: an audit trail should ride out a short outage,
+    and one bulk insert of 2,000 objects would already fill 2048.
+    """
+
+    disabled: bool = False
+    exporters: tuple[str, ...] = ()
+    postgres_dsn: str | None = field(default=None, repr=False)
+    postgres_schema: str = "activity"
+    otlp_endpoint: str | None = None
+    startup: str = "check"
+    startup_timeout: float = 30.0
+    shutdown_timeout: float = 10.0
+    logger_provider: str = "own"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    redact: tuple[str, ...] = ()
+    fetch_before: bool = False
+    value_length_limit: int = 65_536
+    schedule_delay: int = 1_000
+    max_queue_size: int = 65_536
+    max_export_batch_size: int = 2_048
+    export_timeout: int = 30_000
+
+    @classmethod
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, *, interactive: bool = False, **arguments: Any
+    ) -> Settings:
+        """Read the environment, apply the arguments, check everything.
+
+        Args:
+            environ: the variables to read; the process's by default.
+            interactive: whether a person watches a terminal; only then may the console be a default.
+            **arguments: any field of `Settings`; `None` means not given. Texts are parsed like variables.
+
+        Raises:
+            ConfigurationError: the first setting that is wrong, with variable, value and fix.
+        """
+        environ = os.environ if environ is None else environ
+        _refuse_unknown(environ)
+        values: dict[str, Any] = {}
+        for spec in FIELDS:
+            text = environ.get(spec.variable)
+            if text is not None and text.strip():
+                values[spec.name] = _parse(spec, spec.variable, text)
+        for name, value in arguments.items():
+            if value is not None:
+                values[name] = _argument(name, value)
+        settings = cls(**values)
+        settings._check(environ)
+        return dataclasses.replace(settings, exporters=settings._chosen_exporters(interactive))
+
+    @classmethod
+    def startup_mode(cls, environ: Mapping[str, str] | None = None) -> str:
+        """The start-up mode alone, readable even when another setting is wrong."""
+        environ = os.environ if environ is None else environ
+        mode = environ.get("OTEL_ACTIVITY_STARTUP", "").strip().lower()
+        return mode if mode in STARTUP_MODES else "check"
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to do: not disabled, and somewhere to send events."""
+        return not self.disabled and bool(self.exporters) and self.exporters != ("none",)
+
+    def masked(self) -> dict[str, Any]:
+        """All settings by name for people to read, secrets masked."""
+        shown = {spec.name: getattr(self, spec.name) for spec in FIELDS}
+        if self.postgres_dsn:
+            shown["postgres_dsn"] = mask_dsn(self.postgres_dsn)
+        return shown
+
+    def _chosen_exporters(self, interactive: bool) -> tuple[str, ...]:
+        if self.exporters:
+            return self.exporters
+        chosen = []
+        if self.postgres_dsn:
+            chosen.append("postgres")
+        if self.otlp_endpoint:
+            chosen.append("otlp")
+        if not chosen and interactive:
+            chosen.append("console")
+        return tuple(chosen)
+
+    def _check(self, environ: Mapping[str, str]) -> None:
+        if self.max_export_batch_size > self.max_queue_size:
+            given = "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE" in environ
+            default = type(self).max_export_batch_size
+            if given or self.max_export_batch_size != default:
+                raise ConfigurationError(
+                    "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
+                    str(self.max_export_batch_size),
+                    f"larger than the queue (OTEL_BLRP_MAX_QUEUE_SIZE={self.max_queue_size})",
+                    f"use at most {self.max_queue_size} or a larger queue",
+                )
+            # A small queue alone is no mistake: the default batch follows it.
+            object.__setattr__(self, "max_export_batch_size", self.max_queue_size)
+        if "postgres" in self.exporters and not self.postgres_dsn:
+            raise ConfigurationError(
+                "OTEL_ACTIVITY_EXPORTERS",
+                ",".join(self.exporters),
+                "postgres needs to know where",
+                "set OTEL_ACTIVITY_POSTGRES_DSN=postgresql://user:password@host:5432/database",
+            )
+
+
+def _parse(spec: Field, label: str, text: str) -> Any:
+    try:
+        return spec.parse(text)
+    except ValueError as error:
+        problem, _, fix = str(error).partition("; ")
+        shown = mask_dsn(text) if spec.secret else text
+        raise ConfigurationError(label, shown, problem, fix) from None
+
+
+def _argument(name: str, value: Any) -> Any:
+    spec = _BY_NAME.get(name)
+    if spec is None:
+        raise ConfigurationError(
+            name, str(value), "no such setting", f"{_did_you_mean(name, tuple(_BY_NAME))}see otel_activity.Settings"
+        )
+    if isinstance(value, (list, tuple)):
+        value = ",".join(str(item) for item in value)
+    elif isinstance(value, bool):
+        value = "true" if value else "false"
+    return _parse(spec, name, str(value))
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    """A misspelt variable must not mean "runs with less auditing or less redaction than configured"."""
+    for variable in environ:
+        if variable.startswith(PREFIX) and variable not in _OURS:
+            raise ConfigurationError(
+                variable,
+                "...",
+                "no such setting",
+                f"{_did_you_mean(variable, _OURS)}`otel-activity doctor --settings` lists them",
+            )
