@@ -1,0 +1,99 @@
+"""The command group: loads a subcommand only when it is used, turns errors into one line and a status.
+
+Exit status of every command: 0 done; 1 a check failed, or the store cannot be reached or refuses;
+2 wrong usage or configuration; 130 stopped by Ctrl-C. A reader that goes away (``| head``) ends it with 0.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, Final
+
+import click
+
+from otel_activity import __version__
+from otel_activity.errors import ActivityError, ConfigurationError
+
+__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_USAGE", "LazyGroup", "cli", "main"]
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "demo": ("otel_activity.cli.demo:demo", "Run the example application, audited, and watch its events."),
+    "doctor": ("otel_activity.cli.doctor:doctor", "Check the installation, the settings and the store."),
+    "schema": ("otel_activity.cli.schema:schema", "Create, upgrade and inspect the store's tables."),
+    "search": ("otel_activity.cli.search:search", "Find events, newest first."),
+    "history": ("otel_activity.cli.history:history", "Show what happened to one entity."),
+    "tail": ("otel_activity.cli.tail:tail", "Show the newest events and follow new ones."),
+}
+"""Name -> (module:attribute, one line for ``--help``), so that ``--help`` imports none of them."""
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are imported when they are called, not when help is printed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order people meet them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command; `None` if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}:{attribute} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error that we raise on purpose becomes one line and an exit status."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except ActivityError as error:
+            raise _reported(error) from error
+        except BrokenPipeError:
+            _forget_stdout()
+            ctx.exit(0)
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+def _reported(error: ActivityError) -> click.ClickException:
+    reported = click.ClickException(" ".join(str(error).split()))
+    reported.exit_code = EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED
+    return reported
+
+
+def _forget_stdout() -> None:
+    """Send what is still buffered nowhere; the interpreter's last flush would print an error."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # a stdout without a file behind it has nothing to flush
+        return
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every command takes --help. Settings are environment variables: `otel-activity doctor --settings`.",
+)
+@click.version_option(__version__, "-V", "--version", message="otel-activity %(version)s")
+def cli() -> None:
+    """The audit trail of your service: set it up, check it, read it."""
+
+
+def main() -> None:
+    """Run ``otel-activity``; ends the process with the exit status."""
+    cli(prog_name="otel-activity")
