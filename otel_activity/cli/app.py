@@ -70,10 +70,13 @@ class LazyGroup(click.Group):
             ctx.exit(EXIT_INTERRUPTED)
 
 
+class _Misconfigured(click.ClickException):
+    exit_code = EXIT_USAGE
+
+
 def _reported(error: ActivityError) -> click.ClickException:
-    reported = click.ClickException(" ".join(str(error).split()))
-    reported.exit_code = EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED
-    return reported
+    kind = _Misconfigured if isinstance(error, ConfigurationError) else click.ClickException
+    return kind(" ".join(str(error).split()))
 
 
 def _forget_stdout() -> None:
@@ -87,7 +90,7 @@ def _forget_stdout() -> None:
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Every command takes --help. Settings are environment variables: `otel-activity doctor --settings`.",
+    epilog="Every command takes --help. `otel-activity doctor --settings` lists the settings.",
 )
 @click.version_option(__version__, "-V", "--version", message="otel-activity %(version)s")
 def cli() -> None:
