@@ -1,0 +1,181 @@
+"""Output for people: escaped text, tables that fit the terminal, times. Output for programs: JSON lines.
+
+Audit data is written by whoever uses the audited service, so nothing from an event reaches the terminal
+unescaped: control characters, bidirectional overrides and lone surrogates are shown as ``\\x1b``, ``\\u202e``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import unicodedata
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "Column",
+    "display_width",
+    "fit",
+    "json_line",
+    "layout",
+    "note",
+    "output_width",
+    "printable",
+    "say",
+    "shown_time",
+    "table_line",
+    "table_lines",
+    "zone_name",
+]
+
+ELLIPSIS: Final = "…"
+GAP: Final = "  "
+UNSAFE_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories that are escaped: they move the cursor, reorder or hide text, or show nothing."""
+
+
+def printable(text: str) -> str:
+    """The text with everything that could steer a terminal, or deceive its reader, escaped.
+
+    >>> printable("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        _escaped(char) if unicodedata.category(char) in UNSAFE_CATEGORIES else char for char in text
+    )
+
+
+def _escaped(char: str) -> str:
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(char) or ascii(char)[1:-1]
+
+
+def _char_width(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def display_width(text: str) -> int:
+    """How many terminal cells the text takes: wide East Asian characters take two, combining marks none."""
+    return len(text) if text.isascii() else sum(map(_char_width, text))
+
+
+def fit(text: str, width: int) -> str:
+    """The text cut to `width` cells, with an ellipsis where something was cut off."""
+    if display_width(text) <= width:
+        return text
+    used, kept = 0, []
+    for char in text:
+        used += _char_width(char)
+        if used > width - 1:
+            break
+        kept.append(char)
+    return "".join(kept) + ELLIPSIS
+
+
+def output_width() -> int | None:
+    """Columns of the terminal (``COLUMNS`` beats it); `None` when the output is no terminal: cut nothing."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        title: its heading.
+        least: cells it keeps when the terminal is narrow; 0 means it is never cut.
+        most: cells it may take at most; 0 means as many as it needs.
+    """
+
+    title: str
+    least: int = 0
+    most: int = 0
+
+
+def layout(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None) -> list[int]:
+    """How wide each column is, so that all of them fit into `width` cells.
+
+    What is too much is taken from the widest column that may still shrink.
+    """
+    widths = [display_width(column.title) for column in columns]
+    for row in rows:
+        widths = [max(old, display_width(cell)) for old, cell in zip(widths, row, strict=True)]
+    if width is None:
+        return widths
+    widths = [min(size, column.most or size) for size, column in zip(widths, columns, strict=True)]
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+    for _ in range(max(excess, 0)):
+        spare = [index for index, column in enumerate(columns) if 0 < column.least < widths[index]]
+        if not spare:
+            break
+        widths[max(spare, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """One line of a table: each cell cut and padded to its width, nothing after the last one."""
+    fitted = [fit(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    padded = [cell + " " * (width - display_width(cell)) for cell, width in zip(fitted, widths, strict=True)]
+    return GAP.join(padded).rstrip()
+
+
+def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """The whole table, headings first."""
+    widths = layout(columns, rows, width)
+    return [table_line(cells, widths) for cells in ([column.title for column in columns], *rows)]
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
+def zone_name(local: bool) -> str:
+    """What the heading of a time column says: ``UTC`` or ``local``."""
+    return "local" if local else "UTC"
+
+
+def shown_time(nanoseconds: int, *, local: bool = False) -> str:
+    """A time for people, to the millisecond; a local one carries its offset, UTC is said in the heading."""
+    zone: tzinfo | None = None if local else UTC
+    moment = datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC).astimezone(zone)
+    text = f"{moment:%Y-%m-%d %H:%M:%S}.{nanoseconds % 1_000_000_000 // 1_000_000:03d}"
+    return f"{text}{moment:%z}" if local else text
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def json_line(value: Any) -> str:
+    """One JSON object on one line; every character that is not plain ASCII is escaped, so it can do no harm.
+
+    JSON escapes are part of the value: a program that parses the line gets the data exactly.
+    """
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def say(line: str) -> None:
+    """Write one line of results to standard output; the caller has escaped what came from outside."""
+    click.echo(line)
+
+
+def note(line: str) -> None:
+    """Write one line about the results to standard error, where programs do not look for data."""
+    click.echo(line, err=True)
