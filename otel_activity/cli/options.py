@@ -49,7 +49,13 @@ def parse_when(text: str, *, now: datetime, local: bool = False) -> datetime:
         raise ValueError("not a time; use 15m, 2h, 7d, now, 2026-05-01 or 2026-05-01T09:30+02:00") from None
 
 
-class _When(click.ParamType[datetime]):
+if TYPE_CHECKING:
+    _DatetimeType = click.ParamType[datetime]
+else:  # click before 8.5 has no type parameter here
+    _DatetimeType = click.ParamType
+
+
+class _When(_DatetimeType):
     name = "TIME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
@@ -59,7 +65,7 @@ class _When(click.ParamType[datetime]):
         try:
             return parse_when(value, now=datetime.now(UTC), local=local)
         except ValueError as error:
-            self.fail(f"{ascii(value)}: {error}", param, ctx)
+            self.fail(f"{value!a}: {error}", param, ctx)
 
 
 WHEN: Final = _When()

@@ -1,7 +1,7 @@
 """Output for people: escaped text, tables that fit the terminal, times. Output for programs: JSON lines.
 
 Audit data is written by whoever uses the audited service, so nothing from an event reaches the terminal
-unescaped: control characters, bidirectional overrides and lone surrogates are shown as ``\\x1b``, ``\\u202e``.
+unescaped: control characters, bidirectional overrides and lone surrogates appear as ``\\x1b``, ``\\u202e``.
 """
 
 from __future__ import annotations
