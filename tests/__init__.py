@@ -1,0 +1,1 @@
+"""Tests of otel_activity; `pip install -e ".[test]" && pytest`."""

