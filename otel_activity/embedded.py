@@ -23,6 +23,7 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
@@ -251,7 +252,7 @@ class EmbeddedPostgres:
 
     def dsn(self, dbname: str = "postgres") -> str:
         """Connection string (a URL, password included) of the superuser for one database."""
-        return f"postgresql://{SUPERUSER}:{self._password}@127.0.0.1:{self._port}/{dbname}"
+        return f"postgresql://{SUPERUSER}:{self._password}@127.0.0.1:{self._port}/{quote(dbname, safe='')}"
 
     def create_database(self, name: str) -> str:
         """Create an empty database and return its connection string."""
@@ -506,15 +507,19 @@ def _packaged_bin_dir() -> Path:
 
 def _copy_package(bin_dir: Path, target: Path) -> Path:
     """Copy what the server needs, in the layout in which its programs look for their libraries."""
-    package = bin_dir.parent.parent
-    ignored = shutil.ignore_patterns("include", "__pycache__", "pg_*", "pgbench", "ecpg", "psql")
-    shutil.copytree(package, target / package.name, ignore=ignored)
+    installation, package = bin_dir.parent, bin_dir.parent.parent
+    copy = target / package.name / installation.name
+    for name in ("lib", "share"):
+        shutil.copytree(installation / name, copy / name)
+    (copy / "bin").mkdir()
+    for name in ("postgres", "initdb"):
+        shutil.copy2(bin_dir / name, copy / "bin")
     libraries = package.with_name(package.name + ".libs")
     if libraries.is_dir():
         shutil.copytree(libraries, target / libraries.name)
     for path in (target, *target.rglob("*")):
         path.chmod(0o755)
-    return target / package.name / "pginstall" / "bin"
+    return copy / "bin"
 
 
 def _server_user() -> tuple[int, int]:
