@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-__all__ = ["Commit", "Entry", "Event", "ResourceInfo", "Severity", "Unit"]
+__all__ = ["Commit", "Entry", "Event", "Redacted", "ResourceInfo", "Severity", "Unit"]
 
 
 class Severity(enum.IntEnum):
@@ -70,6 +70,33 @@ class ResourceInfo(msgspec.Struct, frozen=True):
     def service_name(self) -> str:
         """``service.name``, as the SDK resolved it."""
         return str(self.attributes.get("service.name", "unknown_service"))
+
+
+class Redacted:
+    """Stands where a secret was. There is one instance; `codec.encode` turns it into ``{"$redacted": true}``.
+
+    An object of our own, because a user's dict of that shape is data and must not pass for a redacted value.
+    """
+
+    __slots__ = ()
+    _instance: ClassVar[Redacted | None] = None
+
+    def __new__(cls) -> Redacted:
+        if cls._instance is None:
+            cls._instance = super().__new__(cls)
+        return cls._instance
+
+    def __repr__(self) -> str:
+        return "[redacted]"
+
+    def __copy__(self) -> Redacted:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Redacted:
+        return self
+
+    def __reduce__(self) -> tuple[type[Redacted], tuple[()]]:
+        return (Redacted, ())
 
 
 class Entry(Protocol):

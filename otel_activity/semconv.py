@@ -63,3 +63,7 @@ COMMIT: Final = "activity.commit"
 # order
 STREAM_ID: Final = "activity.stream.id"
 SEQUENCE: Final = "activity.sequence"
+
+# value
+REDACTED_TAG: Final = "$redacted"
+"""Key of the object ``{"$redacted": true}`` that stands for a redacted value."""

@@ -1,0 +1,7 @@
+"""Values and rows: Python values to plain JSON values and back, events to rows of the store."""
+
+from __future__ import annotations
+
+from otel_activity.codec.values import ATOMIC, REDACTED, decode, display, encode
+
+__all__ = ["ATOMIC", "REDACTED", "decode", "display", "encode"]
