@@ -1,0 +1,3 @@
+SELECT count(*) AS count
+FROM {schema}.events AS e
+WHERE {conditions}
