@@ -1,6 +1,67 @@
-"""otel_activity: an audit trail that is part of your telemetry."""
+"""otel_activity: an audit trail that is part of your telemetry.
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from otel_activity.api import (
+        flush_queue,
+        get_queue_metrics,
+        instrument,
+        is_active,
+        shutdown,
+        uninstrument,
+    )
+    from otel_activity.context import Actor, activity_context
+    from otel_activity.exporters import PostgresLogExporter
+    from otel_activity.instrumentor import ActivityInstrumentor
+    from otel_activity.settings import Settings
+    from otel_activity.store import ActivityStore
+
+__all__ = [
+    "ActivityInstrumentor",
+    "ActivityStore",
+    "Actor",
+    "PostgresLogExporter",
+    "Settings",
+    "activity_context",
+    "flush_queue",
+    "get_queue_metrics",
+    "instrument",
+    "is_active",
+    "shutdown",
+    "uninstrument",
+]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ActivityInstrumentor": "otel_activity.instrumentor",
+    "ActivityStore": "otel_activity.store",
+    "Actor": "otel_activity.context",
+    "PostgresLogExporter": "otel_activity.exporters",
+    "Settings": "otel_activity.settings",
+    "activity_context": "otel_activity.context",
+    "flush_queue": "otel_activity.api",
+    "get_queue_metrics": "otel_activity.api",
+    "instrument": "otel_activity.api",
+    "is_active": "otel_activity.api",
+    "shutdown": "otel_activity.api",
+    "uninstrument": "otel_activity.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 - needed only here
+
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

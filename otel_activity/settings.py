@@ -19,7 +19,7 @@ from otel_activity.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["FIELDS", "Field", "Settings", "mask_dsn"]
+__all__ = ["FIELDS", "Field", "InstrumentFlags", "Settings", "flags", "mask_dsn"]
 
 PREFIX: Final = "OTEL_ACTIVITY_"
 EXPORTERS: Final = ("postgres", "otlp", "console", "none")
@@ -87,7 +87,9 @@ def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         lowered = text.strip().lower()
         if lowered not in allowed:
-            raise ValueError(f"unknown value; {_did_you_mean(lowered, allowed)}use one of {', '.join(allowed)}")
+            raise ValueError(
+                f"unknown value; {_did_you_mean(lowered, allowed)}use one of {', '.join(allowed)}"
+            )
         return lowered
 
     return parse
@@ -123,7 +125,9 @@ def _dsn(text: str) -> str:
             f"not a PostgreSQL connection string ({reason}); use postgresql://user:password@host:5432/database"
         ) from None
     if "://" not in text and "=" not in text:
-        raise ValueError("not a PostgreSQL connection string; use postgresql://user:password@host:5432/database")
+        raise ValueError(
+            "not a PostgreSQL connection string; use postgresql://user:password@host:5432/database"
+        )
     return text
 
 
@@ -228,7 +232,9 @@ FIELDS: Final[tuple[Field, ...]] = (
         _integer(64, 1 << 24),
         "Longest value kept whole, in characters or bytes; a longer one is truncated and marked.",
     ),
-    Field("schedule_delay", "OTEL_BLRP_SCHEDULE_DELAY", _integer(1, 600_000), "Milliseconds between batches."),
+    Field(
+        "schedule_delay", "OTEL_BLRP_SCHEDULE_DELAY", _integer(1, 600_000), "Milliseconds between batches."
+    ),
     Field(
         "max_queue_size",
         "OTEL_BLRP_MAX_QUEUE_SIZE",
@@ -374,7 +380,10 @@ def _argument(name: str, value: Any) -> Any:
     spec = _BY_NAME.get(name)
     if spec is None:
         raise ConfigurationError(
-            name, str(value), "no such setting", f"{_did_you_mean(name, tuple(_BY_NAME))}see otel_activity.Settings"
+            name,
+            str(value),
+            "no such setting",
+            f"{_did_you_mean(name, tuple(_BY_NAME))}see otel_activity.Settings",
         )
     if isinstance(value, (list, tuple)):
         value = ",".join(str(item) for item in value)
@@ -393,3 +402,19 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
                 "no such setting",
                 f"{_did_you_mean(variable, _OURS)}`otel-activity doctor --settings` lists them",
             )
+
+
+class InstrumentFlags:
+    """Makes our variables flags of ``opentelemetry-instrument``, and our distro its default.
+
+    The command loads this object in its own process, lists its names, and then starts the program. Our distro
+    is asked for here because it is the only hook that runs before the SDK is configured: a typo in another
+    signal's variable ends the loading there, and auditing would be off unseen.
+    """
+
+    def __dir__(self) -> list[str]:
+        os.environ.setdefault("OTEL_PYTHON_DISTRO", "otel_activity")
+        return list(_OURS)
+
+
+flags: Final = InstrumentFlags()

@@ -1,0 +1,67 @@
+"""Capture: what SQLAlchemy's unit of work wrote, and whether it was committed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otel_activity.capture.internals import InternalHooks, problems
+from otel_activity.capture.mapper import MapperHooks
+from otel_activity.capture.plan import Planner
+from otel_activity.capture.transactions import Bracket
+
+if TYPE_CHECKING:
+    from otel_activity.ports import Delivery
+
+__all__ = ["SQLAlchemyCapture", "check"]
+
+check = problems
+
+
+class SQLAlchemyCapture:
+    """Everything that is hooked into SQLAlchemy, installed and removed as one.
+
+    Args:
+        delivery: where finished units go.
+        redactor: tells secret columns and cleans nested values, see `otel_activity.redaction.Redactor`.
+        include: patterns of table names to capture; empty means all.
+        exclude: patterns of table names to leave out.
+        fetch_before: read unknown before-values from the database.
+        value_length_limit: longest value kept whole.
+    """
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        *,
+        redactor: Any,
+        include: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+        fetch_before: bool = False,
+        value_length_limit: int = 65_536,
+    ) -> None:
+        planner = Planner(redactor=redactor, include=include, exclude=exclude, limit=value_length_limit)
+        self._bracket = Bracket(delivery)
+        self._parts = (
+            self._bracket,
+            MapperHooks(self._bracket, planner, fetch_before=fetch_before),
+            InternalHooks(self._bracket, planner),
+        )
+        self.installed = False
+
+    def install(self) -> None:
+        """Hook into SQLAlchemy: sessions and engines of before and after, sync and async."""
+        if not self.installed:
+            for part in self._parts:
+                part.install()
+            self.installed = True
+
+    def uninstall(self) -> None:
+        """Restore every attribute that `install` changed."""
+        if self.installed:
+            for part in reversed(self._parts):
+                part.uninstall()
+            self.installed = False
+
+    def after_fork(self) -> None:
+        """Forget the parent's open transactions."""
+        self._bracket.after_fork()

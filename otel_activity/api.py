@@ -1,0 +1,330 @@
+"""The composition root: builds the pipeline from the settings, starts it, and ends it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+
+from otel_activity import __version__
+from otel_activity.capture import SQLAlchemyCapture, check
+from otel_activity.delivery import QueuedDelivery
+from otel_activity.errors import ExportError, StoreUnavailable
+from otel_activity.frameworks.starlette import LifespanFlush
+from otel_activity.postgres.exporter import PostgresEventExporter
+from otel_activity.redaction import Redactor
+from otel_activity.settings import Settings
+from otel_activity.telemetry import (
+    GlobalPipeline,
+    Pipeline,
+    console_exporter,
+    otlp_exporter,
+    resource_info,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["flush_queue", "get_queue_metrics", "instrument", "is_active", "shutdown", "uninstrument"]
+
+_logger: Final = logging.getLogger("otel_activity")
+_lock: Final = threading.RLock()
+
+
+class _Runtime:
+    """One running audit trail."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.pid = os.getpid()
+        self.pipeline: Pipeline | GlobalPipeline
+        if settings.logger_provider == "global":
+            self.pipeline = GlobalPipeline(__version__)
+        else:
+            self.pipeline = _own_pipeline(settings, environ)
+        self.delivery = QueuedDelivery(
+            self.pipeline.lanes, self.pipeline.emit, capacity=settings.max_queue_size
+        )
+        self.capture = SQLAlchemyCapture(
+            self.delivery,
+            redactor=Redactor(settings.redact),
+            include=settings.include,
+            exclude=settings.exclude,
+            fetch_before=settings.fetch_before,
+            value_length_limit=settings.value_length_limit,
+        )
+        self.lifespan = LifespanFlush(self.flush)
+        self.signals = _TermHandler(self.flush)
+
+    def start(self) -> None:
+        for problem in check():
+            _logger.warning("otel_activity: %s", problem)
+        self.capture.install()
+        self.lifespan.install()
+        self.signals.install()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        limit = self.settings.shutdown_timeout if timeout is None else timeout
+        return self.delivery.flush(limit, self.pipeline.poke)
+
+    def stop(self, timeout: float | None = None) -> bool:
+        deadline = time.monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
+        self.signals.uninstall()
+        self.lifespan.uninstall()
+        self.capture.uninstall()
+        self.delivery.close(deadline)
+        return self.pipeline.shutdown(deadline) == 0
+
+    def after_fork(self) -> None:
+        self.pid = os.getpid()
+        self.capture.after_fork()
+        self.delivery.after_fork()
+        self.pipeline.after_fork()
+        _flush_at_end_of_worker(self)
+
+
+_runtime: _Runtime | None = None
+_hooked = False
+
+
+def instrument(**settings: Any) -> bool:
+    """Start auditing every SQLAlchemy session of this process.
+
+    Call it once, early; sessions and engines may exist already. Under ``opentelemetry-instrument`` it has
+    happened before the program starts, and a further call does nothing.
+
+    Args:
+        **settings: any field of `Settings`; an argument beats the environment.
+
+    Returns:
+        Whether auditing is active. It is not when it is disabled, or when nothing says where events go: then
+        one warning says how to configure it.
+
+    Raises:
+        ConfigurationError: a setting is wrong in itself.
+        StoreUnavailable: ``startup="require"``, and no working store within ``startup_timeout`` seconds.
+    """
+    global _runtime  # noqa: PLW0603 - one audit trail in a process
+    with _lock:
+        if _runtime is not None:
+            return True
+        resolved = Settings.from_env(interactive=sys.stdout.isatty(), **settings)
+        if not _wanted(resolved, os.environ):
+            return False
+        runtime = _Runtime(resolved, os.environ)
+        if resolved.startup == "require":
+            _wait_for_store(resolved)
+        _hook_process()
+        runtime.start()
+        _runtime = runtime
+        return True
+
+
+def uninstrument() -> None:
+    """Stop auditing, deliver what is queued, and restore everything that was changed."""
+    shutdown()
+
+
+def is_active() -> bool:
+    """Whether this process is being audited."""
+    return _runtime is not None
+
+
+def flush_queue(timeout: float | None = None) -> bool:
+    """Deliver everything released until now.
+
+    Args:
+        timeout: seconds; ``OTEL_ACTIVITY_SHUTDOWN_TIMEOUT`` by default.
+
+    Returns:
+        Whether every exporter has confirmed every event. True when auditing is not active.
+    """
+    runtime = _runtime
+    return True if runtime is None else runtime.flush(timeout)
+
+
+def shutdown(timeout: float | None = None) -> bool:
+    """Stop auditing and deliver what is queued.
+
+    Args:
+        timeout: seconds; ``OTEL_ACTIVITY_SHUTDOWN_TIMEOUT`` by default.
+
+    Returns:
+        Whether everything was delivered. What was not is counted and logged.
+    """
+    global _runtime  # noqa: PLW0603 - one audit trail in a process
+    with _lock:
+        runtime, _runtime = _runtime, None
+        return True if runtime is None else runtime.stop(timeout)
+
+
+def get_queue_metrics() -> dict[str, Any]:
+    """Counters of the queue: ``waiting``, ``released``, ``dropped``, ``undecided`` (units whose COMMIT is
+    unknown), and for each exporter ``pending``, ``confirmed``, ``dropped``, ``retries`` and ``trouble``.
+    """
+    runtime = _runtime
+    return {} if runtime is None else runtime.delivery.metrics()
+
+
+# --- building -------------------------------------------------------------------------------------
+
+
+def _wanted(settings: Settings, environ: Mapping[str, str]) -> bool:
+    if settings.disabled:
+        _logger.warning("otel_activity: auditing is off, because OTEL_ACTIVITY_DISABLED says so")
+        return False
+    if not settings.active:
+        if settings.exporters != ("none",):
+            _logger.warning(
+                "otel_activity: auditing is off, because nothing says where events go; set "
+                "OTEL_ACTIVITY_POSTGRES_DSN=postgresql://user:password@host:5432/database (or "
+                "OTEL_ACTIVITY_EXPORTERS), or OTEL_ACTIVITY_DISABLED=true if that is meant"
+            )
+        return False
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        _logger.error(
+            "otel_activity: AUDITING IS OFF, because OTEL_SDK_DISABLED=true switches the whole OpenTelemetry "
+            "SDK off; unset it, or set OTEL_ACTIVITY_DISABLED=true if that is meant"
+        )
+        return False
+    return True
+
+
+def _own_pipeline(settings: Settings, environ: Mapping[str, str]) -> Pipeline:
+    pipeline = Pipeline(
+        _resource(),
+        schedule_delay=settings.schedule_delay,
+        batch_size=settings.max_export_batch_size,
+        queue_size=settings.max_queue_size,
+        export_timeout=settings.export_timeout,
+        version=__version__,
+    )
+    for name in settings.exporters:
+        if name == "postgres":
+            pipeline.add(name, _postgres(settings))
+        elif name == "otlp":
+            pipeline.add(name, otlp_exporter(settings.otlp_endpoint, _otlp_protocol(environ)))
+        elif name == "console":
+            pipeline.add(name, console_exporter())
+    return pipeline
+
+
+def _postgres(settings: Settings) -> PostgresEventExporter:
+    assert settings.postgres_dsn is not None  # Settings has checked it
+    return PostgresEventExporter(
+        settings.postgres_dsn, settings.postgres_schema, export_timeout=settings.export_timeout / 1000
+    )
+
+
+def _otlp_protocol(environ: Mapping[str, str]) -> str:
+    """By the SDK's variables; ``http/protobuf`` is the specification's default."""
+    for variable in ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if protocol := environ.get(variable, "").strip().lower():
+            return protocol
+    return "http/protobuf"
+
+
+def _resource() -> Resource:
+    """The resource of the application's traces, or the one they will have."""
+    known = getattr(trace.get_tracer_provider(), "resource", None)
+    if isinstance(known, Resource):
+        return known
+    try:
+        return Resource.create()
+    except Exception:  # noqa: BLE001 - a broken detector of somebody must not switch auditing off
+        _logger.warning("otel_activity: the OpenTelemetry resource could not be detected", exc_info=True)
+        return Resource({"service.name": os.environ.get("OTEL_SERVICE_NAME", "unknown_service")})
+
+
+def _wait_for_store(settings: Settings) -> None:
+    """Try until the store works: connect, check the schema, store an empty batch."""
+    if "postgres" not in settings.exporters:
+        return
+    exporter = _postgres(settings)
+    deadline = time.monotonic() + settings.startup_timeout
+    try:
+        while True:
+            try:
+                exporter.export([], resource_info(_resource()))
+            except ExportError as error:
+                if time.monotonic() >= deadline:
+                    raise StoreUnavailable(
+                        f"OTEL_ACTIVITY_STARTUP=require: no working store within "
+                        f"{settings.startup_timeout:g} s: {error}"
+                    ) from error
+                time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
+            else:
+                return
+    finally:
+        exporter.close()
+
+
+# --- the end of the process ------------------------------------------------------------------------
+
+
+class _TermHandler:
+    """Flushes on SIGTERM and then does what would have happened: the host's handler, or the end."""
+
+    def __init__(self, flush: Any) -> None:
+        self._flush = flush
+        self._previous: Any = None
+        self._installed = False
+
+    def install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        previous = signal.getsignal(signal.SIGTERM)
+        if previous is None or previous is signal.SIG_IGN:
+            return
+        self._previous = previous
+        signal.signal(signal.SIGTERM, self._handle)
+        self._installed = True
+
+    def uninstall(self) -> None:
+        if not self._installed or threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) == self._handle:
+            signal.signal(signal.SIGTERM, self._previous)
+        self._installed = False
+
+    def _handle(self, signum: int, frame: Any) -> None:
+        try:
+            self._flush()
+        finally:
+            if callable(self._previous):
+                self._previous(signum, frame)
+            else:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
+
+
+def _hook_process() -> None:
+    """Once for all: fork hooks cannot be taken back, and the exit handler finds the runtime of then."""
+    global _hooked  # noqa: PLW0603
+    if _hooked:
+        return
+    _hooked = True
+    atexit.register(shutdown)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    runtime = _runtime
+    if runtime is not None:
+        runtime.after_fork()
+
+
+def _flush_at_end_of_worker(runtime: _Runtime) -> None:
+    """A forked `multiprocessing` child ends by ``os._exit`` after its own finalizers, without ``atexit``."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, runtime.flush, exitpriority=0)

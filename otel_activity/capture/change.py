@@ -1,0 +1,154 @@
+"""One captured change: a cheap snapshot now, an event later and elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import uuid_utils
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from otel_activity import semconv
+from otel_activity.capture.plan import MISSING, Encoded
+from otel_activity.codec import encode
+from otel_activity.context import UNKNOWN_ACTOR, current_context
+from otel_activity.events import Commit, Event
+
+if TYPE_CHECKING:
+    from otel_activity.capture.plan import TablePlan
+    from otel_activity.context import RequestContext
+    from otel_activity.events import Unit
+
+__all__ = ["CREATED", "DELETED", "UPDATED", "Change"]
+
+# event name, activity.action, db.operation.name
+CREATED: Final = (semconv.ENTITY_CREATED, "create", "INSERT")
+UPDATED: Final = (semconv.ENTITY_UPDATED, "update", "UPDATE")
+DELETED: Final = (semconv.ENTITY_DELETED, "delete", "DELETE")
+
+_time_ns = time.time_ns
+_current_otel = otel_context.get_current
+
+
+class Change:
+    """A row of an entity before and after one statement.
+
+    `before` and `after` map column names to values; a name that is missing on one side is not known there.
+    Values are immutable Python objects, or `Encoded`.
+    """
+
+    __slots__ = (
+        "after",
+        "attributes",
+        "before",
+        "context",
+        "identity",
+        "kind",
+        "otel",
+        "partial",
+        "plan",
+        "time",
+    )
+
+    def __init__(
+        self,
+        plan: TablePlan,
+        kind: tuple[str, str, str],
+        identity: tuple[Any, ...],
+        before: dict[str, Any],
+        after: dict[str, Any],
+        *,
+        partial: bool,
+    ) -> None:
+        self.plan = plan
+        self.kind = kind
+        self.identity = identity
+        self.before = before
+        self.after = after
+        self.partial = partial
+        self.time = _time_ns()
+        self.context: RequestContext | None = current_context()
+        self.attributes: dict[str, Any] | None = None
+        self.otel = _current_otel()
+
+    def to_event(self, unit: Unit, commit: Commit) -> Event:
+        """Encode; see `otel_activity.events.Entry`."""
+        plan = self.plan
+        name, action, operation = self.kind
+        attributes: dict[str, Any] = {
+            semconv.ACTIVITY_ACTION: action,
+            semconv.ACTIVITY_OUTCOME: "success",
+            semconv.ENTITY_TYPE: plan.entity_type,
+            semconv.ENTITY_ID: entity_id(self.identity),
+            semconv.CHANGES: self._changes(plan.limit),
+            semconv.CAPTURE: "partial" if self.partial else "full",
+            semconv.DB_SYSTEM_NAME: unit.system,
+            semconv.DB_NAMESPACE: f"{unit.database}|{plan.schema}" if plan.schema else unit.database,
+            semconv.DB_COLLECTION_NAME: plan.collection,
+            semconv.DB_OPERATION_NAME: operation,
+            semconv.TRANSACTION_ID: unit.transaction_id,
+            semconv.COMMIT: commit.value,
+            semconv.ACTIVITY_SCHEMA_VERSION: semconv.SCHEMA_VERSION,
+        }
+        attributes.update(UNKNOWN_ACTOR if self.attributes is None else self.attributes)
+        if unit.error is not None:
+            attributes[semconv.ERROR_TYPE] = unit.error
+        event = Event(
+            id=str(uuid_utils.uuid7()),
+            name=name,
+            time=self.time // 1000 * 1000,
+            attributes=attributes,
+            observed=_time_ns(),
+        )
+        span = trace.get_current_span(self.otel).get_span_context()
+        if span.is_valid:
+            event.trace_id = span.trace_id
+            event.span_id = span.span_id
+            event.trace_flags = int(span.trace_flags)
+        return event
+
+    def _changes(self, limit: int) -> dict[str, Any]:
+        """``{column: {"before": x, "after": y}}``; a side that is not known is left out."""
+        before = self.before
+        after = self.after
+        changes: dict[str, Any] = {}
+        if not before:
+            for name, value in after.items():
+                changes[name] = {"after": value.value if type(value) is Encoded else encode(value, limit)}
+            return changes
+        for name, value in before.items():
+            sides: dict[str, Any] = {}
+            if value is not MISSING:
+                sides["before"] = value.value if type(value) is Encoded else encode(value, limit)
+            other = after.get(name, MISSING)
+            if other is not MISSING:
+                sides["after"] = other.value if type(other) is Encoded else encode(other, limit)
+            changes[name] = sides
+        return changes
+
+
+def entity_id(identity: tuple[Any, ...]) -> str:
+    """The primary key as text: the value itself, or a JSON array for a composite key."""
+    if len(identity) == 1:
+        value = identity[0]
+        if type(value) is int:
+            return str(value)
+        return _text(value)
+    return msgspec.json.encode([_key_part(part) for part in identity]).decode()
+
+
+def _key_part(value: Any) -> Any:
+    return value if type(value) in (int, bool) or value is None else _text(value)
+
+
+def _text(value: Any) -> str:
+    encoded = encode(value)
+    if isinstance(encoded, str):
+        return encoded
+    if isinstance(encoded, dict) and len(encoded) == 1:
+        (inner,) = encoded.values()
+        if isinstance(inner, str):
+            return inner
+    return msgspec.json.encode(encoded).decode()

@@ -1,0 +1,26 @@
+"""Hooks run guarded: an error of ours is logged and counted, and never reaches the application."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+__all__ = ["internal_error"]
+
+_logger: Final = logging.getLogger("otel_activity")
+_WINDOW: Final = 60.0
+_last: dict[str, float] = {}
+
+
+def internal_error(where: str) -> None:
+    """Log the exception being handled, at most once a minute for each place. Call from ``except``."""
+    now = time.monotonic()
+    if now - _last.get(where, -_WINDOW) < _WINDOW:
+        return
+    _last[where] = now
+    _logger.exception(
+        "otel_activity: internal error in %s; the application is not affected, but an event "
+        "may be missing. Please report it",
+        where,
+    )

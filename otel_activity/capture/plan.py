@@ -1,0 +1,207 @@
+"""What to take from objects of a mapper: worked out once for each mapper, then only followed."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from sqlalchemy import Column
+from sqlalchemy.orm.base import LoaderCallableStatus
+
+from otel_activity.codec import ATOMIC, encode
+from otel_activity.events import Redacted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy import Table
+    from sqlalchemy.orm import Mapper
+
+__all__ = ["MISSING", "ColumnPlan", "Encoded", "Plan", "Planner", "TablePlan"]
+
+
+class _Missing:
+    """No value is known. (Not None: that is a value.)"""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+_REDACTED: Final = Redacted()
+
+
+class Encoded:
+    """A value that was encoded when it was captured, because it may change afterwards."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Redacts(Protocol):
+    def is_secret(self, name: str) -> bool: ...
+    def clean(self, value: Any) -> Any: ...
+
+
+class ColumnPlan:
+    """One column of an entity."""
+
+    __slots__ = ("column", "is_equal", "key", "name", "null_if_missing", "plan", "secret")
+
+    def __init__(self, plan: TablePlan, key: str, name: str, column: Column[Any], is_equal: Any) -> None:
+        self.plan = plan
+        self.key = key
+        self.name = name
+        self.column = column
+        self.is_equal = is_equal
+        self.secret = plan.redacts(column, key)
+        # SQLAlchemy inserts NULL for an attribute that was never set, unless something else provides it.
+        self.null_if_missing = (
+            column.default is None
+            and column.server_default is None
+            and column.computed is None
+            and column.identity is None
+            and not column.primary_key
+        )
+
+    def snapshot(self, value: Any) -> Any:
+        """A value that stays as it is now: the same object if it cannot change, else encoded."""
+        if self.secret and value is not None:
+            return _REDACTED
+        if type(value) in ATOMIC:
+            return value
+        return self.plan.encoded(value)
+
+
+class TablePlan:
+    """What every entity of one table has in common."""
+
+    __slots__ = ("collection", "entity_type", "limit", "namespace", "redactor", "schema")
+
+    def __init__(self, entity_type: str, table: Table, redactor: _Redacts, limit: int) -> None:
+        self.entity_type = entity_type
+        self.collection = table.name
+        self.schema = table.schema
+        self.redactor = redactor
+        self.limit = limit
+
+    def redacts(self, column: Column[Any], key: str) -> bool:
+        wish = _wish(column)
+        if "redact" in wish:
+            return bool(wish["redact"])
+        return self.redactor.is_secret(column.name) or self.redactor.is_secret(key)
+
+    def encoded(self, value: Any) -> Any:
+        """A JSON-like value with nested secrets removed; SQL expressions and loader symbols are not values."""
+        if isinstance(value, LoaderCallableStatus) or hasattr(value, "__clause_element__"):
+            return MISSING
+        return Encoded(encode(self.redactor.clean(value), self.limit))
+
+
+class Plan(TablePlan):
+    """What to take from objects of one mapper."""
+
+    __slots__ = ("by_key", "columns", "fetchable", "mapper", "pk", "watched")
+
+    def __init__(self, mapper: Mapper[Any], redactor: _Redacts, limit: int) -> None:
+        table = mapper.local_table
+        super().__init__(mapper.class_.__name__, table, redactor, limit)  # type: ignore[arg-type]
+        self.mapper = mapper
+        columns = list(self._columns(mapper))
+        self.columns: tuple[ColumnPlan, ...] = tuple(columns)
+        self.by_key = {column.key: column for column in columns}
+        self.pk = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+        # Columns that an UPDATE changes without the application having set them.
+        self.watched: tuple[ColumnPlan, ...] = tuple(
+            column
+            for column in columns
+            if column.column is mapper.version_id_col
+            or column.column.onupdate is not None
+            or column.column.server_onupdate is not None
+        )
+
+    def _columns(self, mapper: Mapper[Any]) -> Iterable[ColumnPlan]:
+        names: set[str] = set()
+        for prop in mapper.column_attrs:
+            column = prop.columns[0]
+            if not isinstance(column, Column) or column.table is None or not _wanted(column):
+                continue
+            name = column.name if column.name not in names else prop.key
+            names.add(name)
+            impl = mapper.class_manager[prop.key].impl
+            yield ColumnPlan(self, prop.key, name, column, impl.is_equal)
+
+
+def _wish(column: Any) -> Mapping[str, Any]:
+    """``Column(info={"activity": {"redact": True}})`` or ``{"exclude": True}``."""
+    wish = column.info.get("activity", {})
+    return wish if isinstance(wish, dict) else {"exclude": wish is False}
+
+
+def _wanted(column: Any) -> bool:
+    return not _wish(column).get("exclude", False)
+
+
+class Planner:
+    """Plans by mapper and by table; None where the settings leave a table out."""
+
+    def __init__(
+        self,
+        *,
+        redactor: _Redacts,
+        include: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+        limit: int = 65_536,
+    ) -> None:
+        self._redactor = redactor
+        self._include = include
+        self._exclude = exclude
+        self._limit = limit
+        self._plans: dict[Mapper[Any], Plan | None] = {}
+        self._tables: dict[Table, SecondaryPlan | None] = {}
+
+    def plan(self, mapper: Mapper[Any]) -> Plan | None:
+        try:
+            return self._plans[mapper]
+        except KeyError:
+            plan = Plan(mapper, self._redactor, self._limit) if self._audited(mapper.tables) else None
+            self._plans[mapper] = plan
+            return plan
+
+    def secondary(self, table: Table) -> SecondaryPlan | None:
+        try:
+            return self._tables[table]
+        except KeyError:
+            plan = SecondaryPlan(table, self._redactor, self._limit) if self._audited([table]) else None
+            self._tables[table] = plan
+            return plan
+
+    def _audited(self, tables: Iterable[Any]) -> bool:
+        names = [
+            name
+            for table in tables
+            for name in (str(table.name), str(getattr(table, "fullname", table.name)))
+        ]
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._exclude):
+            return False
+        return not self._include or any(
+            fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._include
+        )
+
+
+class SecondaryPlan(TablePlan):
+    """What to take from the rows of a many-to-many table."""
+
+    __slots__ = ("by_key", "pk")
+
+    def __init__(self, table: Table, redactor: _Redacts, limit: int) -> None:
+        super().__init__(table.name, table, redactor, limit)
+        self.by_key = {
+            column.key: ColumnPlan(self, column.key, column.name, column, None)
+            for column in table.columns
+            if _wanted(column)
+        }
+        keys = list(table.primary_key.columns) or [column for column in table.columns if column.foreign_keys]
+        self.pk = tuple(column.key for column in keys)

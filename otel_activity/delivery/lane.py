@@ -1,0 +1,168 @@
+"""One road out of the process: what is on it, what was confirmed, what was lost and why."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from otel_activity.delivery.backoff import Backoff
+from otel_activity.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Lane"]
+
+_logger: Final = logging.getLogger("otel_activity")
+_REPEAT: Final = 60.0
+"""Seconds between two log lines about the same trouble."""
+
+
+class Lane:
+    """Counts the events on their way to one exporter, bounds them, and keeps trying.
+
+    The SDK's batch processor evicts the oldest record when its queue is full and forgets a batch whose export
+    failed. So nothing enters the queue of a full lane, and the exporter's call does not return before the
+    batch was taken (or the process ends).
+
+    Attributes:
+        name: of the exporter, for messages.
+        capacity: most events on the way at once; the size of the processor's queue.
+        confirmed: events that the exporter confirmed.
+        dropped: events lost because the lane was full, or that were left at shutdown.
+        retries: attempts that failed.
+        trouble: why the last attempt failed; None while the exporter works.
+    """
+
+    def __init__(self, name: str, capacity: int, *, backoff: Backoff | None = None) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.confirmed = 0
+        self.dropped = 0
+        self.retries = 0
+        self.trouble: str | None = None
+        self._backoff = backoff or Backoff()
+        self._deadline: float | None = None
+        self._said = -_REPEAT
+        self._reset()
+
+    def _reset(self) -> None:
+        self.pending = 0
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+
+    def after_fork(self) -> None:
+        """In a forked child: what is on the way is the parent's, and its locks may be held for ever."""
+        self._reset()
+        self.confirmed = self.dropped = self.retries = 0
+        self.trouble = None
+
+    # --- the feeding side --------------------------------------------------------------------
+
+    def enter(self) -> bool:
+        """Take a place for one event; False, and counted as dropped, when the lane is full."""
+        with self._changed:
+            if self.pending < self.capacity:
+                self.pending += 1
+                return True
+            self.dropped += 1
+        self._say(
+            logging.ERROR,
+            f"{self.name} does not keep up: {self.dropped} events dropped so far "
+            f"({self.trouble or 'too many events'}); raise OTEL_BLRP_MAX_QUEUE_SIZE={self.capacity} or mend it",
+        )
+        return False
+
+    def wait_for_room(self, timeout: float) -> None:
+        """Wait while the lane is full and the exporter works; a stuck exporter is not waited for."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.pending < self.capacity or self.trouble is not None or self._stop.is_set(),
+                timeout,
+            )
+
+    def wait_until_empty(self, timeout: float) -> bool:
+        """Whether everything was confirmed within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.pending == 0, timeout)
+
+    # --- the exporting side ------------------------------------------------------------------
+
+    def deliver(self, count: int, attempt: Callable[[], None]) -> bool:
+        """Run `attempt` until it stops raising `ExportError`, then confirm `count` events.
+
+        Returns False if the process ended first. Other exceptions are treated alike: a bug in an exporter
+        must not lose a batch.
+        """
+        delays = self._backoff.delays()
+        while True:
+            try:
+                attempt()
+            except ExportError as error:
+                self._failed(str(error))
+            except Exception as error:  # noqa: BLE001 - whatever an exporter raises, the batch is kept
+                self._failed(f"{type(error).__name__} in the exporter")
+                _logger.debug("otel_activity: %s raised", self.name, exc_info=True)
+            else:
+                self._succeeded(count)
+                return True
+            if self._give_up(next(delays)):
+                return False
+
+    def _failed(self, trouble: str) -> None:
+        with self._changed:
+            self.retries += 1
+            self.trouble = trouble
+            self._changed.notify_all()
+        self._say(
+            logging.WARNING, f"{self.name} takes no events: {trouble}; {self.pending} are kept and retried"
+        )
+
+    def _succeeded(self, count: int) -> None:
+        with self._changed:
+            self.pending = max(0, self.pending - count)
+            self.confirmed += count
+            recovered = self.trouble is not None
+            self.trouble = None
+            self._changed.notify_all()
+        if recovered:
+            self._said = -_REPEAT
+            _logger.info("otel_activity: %s takes events again", self.name)
+
+    def _give_up(self, delay: float) -> bool:
+        """Wait before the next attempt; True when the time for shutting down is used up."""
+        if self._deadline is None:
+            self._stop.wait(delay)
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                return True
+            time.sleep(min(delay, left))
+        return False
+
+    def stop(self, deadline: float) -> None:
+        """From now on attempts go on until `deadline` (monotonic seconds) only."""
+        self._deadline = deadline
+        self._stop.set()
+
+    def abandon(self) -> int:
+        """After the end: count what was left as lost, and say so. Returns how many."""
+        with self._changed:
+            left, self.pending = self.pending, 0
+            self.dropped += left
+        if left:
+            _logger.error(
+                "otel_activity: %d events were not delivered to %s before the process ended (%s)",
+                left,
+                self.name,
+                self.trouble or "out of time; raise OTEL_ACTIVITY_SHUTDOWN_TIMEOUT",
+            )
+        return left
+
+    def _say(self, level: int, line: str) -> None:
+        now = time.monotonic()
+        if now - self._said >= _REPEAT:
+            self._said = now
+            _logger.log(level, "otel_activity: %s", line)
