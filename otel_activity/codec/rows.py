@@ -1,0 +1,308 @@
+"""An event as one line of PostgreSQL's COPY text format, and back from a row.
+
+Pure: no connection. The rule for typed columns: an attribute that has a column is not repeated in the
+``attributes`` column, unless the column cannot hold it exactly (a number where the column holds text, a text
+that is too long for an index, an id that is no UUID). Then the column holds the nearest text, or NULL, and
+``attributes`` the value itself, which wins when the row is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from otel_activity import semconv
+from otel_activity.events import Event, ResourceInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "COLUMNS",
+    "COLUMN_ATTRIBUTES",
+    "COLUMN_TEXT_LIMIT",
+    "column_text",
+    "copy_line",
+    "event_from_row",
+    "json_column",
+    "resource_id",
+]
+
+_TEXT_COLUMNS: Final = {
+    "action": semconv.ACTIVITY_ACTION,
+    "outcome": semconv.ACTIVITY_OUTCOME,
+    "actor_type": semconv.ACTOR_TYPE,
+    "actor_id": semconv.USER_ID,
+    "entity_type": semconv.ENTITY_TYPE,
+    "entity_id": semconv.ENTITY_ID,
+    "tenant_id": semconv.TENANT_ID,
+    "project_id": semconv.PROJECT_ID,
+}
+
+COLUMN_ATTRIBUTES: Final[Mapping[str, str]] = {
+    **_TEXT_COLUMNS,
+    "transaction_id": semconv.TRANSACTION_ID,
+    "stream_id": semconv.STREAM_ID,
+    "sequence": semconv.SEQUENCE,
+    "changes": semconv.CHANGES,
+}
+"""The attribute that each typed column holds."""
+
+COLUMNS: Final[tuple[str, ...]] = (
+    "time",
+    "id",
+    "observed",
+    "severity",
+    "trace_flags",
+    "trace_id",
+    "span_id",
+    "name",
+    *_TEXT_COLUMNS,
+    "transaction_id",
+    "stream_id",
+    "sequence",
+    "service",
+    "resource_id",
+    "changes",
+    "attributes",
+)
+"""The order of the fields in a line of `copy_line`."""
+
+COLUMN_TEXT_LIMIT: Final = 256
+"""Characters of a text column. An index entry may have 2,704 bytes; two such columns take at most 2,048."""
+
+_NULL: Final = "\\N"
+_TEXT_ATTRIBUTES: Final = tuple(_TEXT_COLUMNS.values())
+_TABS: Final = len(_TEXT_ATTRIBUTES) - 1
+_INT64: Final = 1 << 63
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_WRAPPER: Final = "$json"
+"""Marks JSON that ``jsonb`` refuses as it is (NUL characters): ``{"$json": "<the JSON as text>"}``."""
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder().decode
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def copy_line(event: Event, service: str, resource_id: str) -> bytes:
+    r"""The event as one line for ``COPY events (COLUMNS) FROM STDIN``, format text, NULL as ``\N``.
+
+    Args:
+        event: a finished event; its times are cut to whole microseconds.
+        service: ``service.name`` of the resource.
+        resource_id: as `resource_id` gives it.
+
+    Raises:
+        ValueError, TypeError, OverflowError, RecursionError: the event cannot be a row at all: its time is
+            outside the years 1 to 9999, or a value is not what `Event` promises.
+    """
+    rest = event.attributes.copy()
+    pop = rest.pop
+    texts = _text_columns(event.attributes, rest)
+    transaction_id = pop(semconv.TRANSACTION_ID, None)
+    if transaction_id is not None and not (type(transaction_id) is str and _is_uuid(transaction_id)):
+        rest[semconv.TRANSACTION_ID], transaction_id = transaction_id, None
+    stream_id = pop(semconv.STREAM_ID, None)
+    if stream_id is not None and not (type(stream_id) is str and _is_uuid(stream_id)):
+        rest[semconv.STREAM_ID], stream_id = stream_id, None
+    sequence = pop(semconv.SEQUENCE, None)
+    if sequence is not None and (type(sequence) is not int or not -_INT64 <= sequence < _INT64):
+        rest[semconv.SEQUENCE], sequence = sequence, None
+    changes = pop(semconv.CHANGES, None)
+    if None in event.attributes.values():  # a null attribute is not the same as none
+        rest.update((name, None) for name, value in event.attributes.items() if value is None)
+    head = (
+        f"{_timestamp(event.time)}\t{_escape(event.id)}\t"
+        f"{_timestamp(event.observed) if event.observed else _NULL}\t"
+        f"{event.severity:d}\t{event.trace_flags & 0xFF:d}\t"
+        f"{format(event.trace_id, '032x') if event.trace_id else _NULL}\t"
+        f"{format(event.span_id, '016x') if event.span_id else _NULL}\t"
+        f"{_label(event.name)}\t{texts}\t{transaction_id or _NULL}\t{stream_id or _NULL}\t"
+        f"{_NULL if sequence is None else sequence}\t{_label(service)}\t{resource_id}\t"
+    )
+    return b"%b%b\t%b\n" % (
+        head.encode(),
+        b"\\N" if changes is None else json_column(changes),
+        json_column(rest),
+    )
+
+
+def _text_columns(attributes: dict[str, Any], rest: dict[str, Any]) -> str:
+    """The text columns, escaped and joined by tabs; takes what they hold out of `rest`."""
+    values = []
+    nulls = 0
+    for name in _TEXT_ATTRIBUTES:
+        value = rest.pop(name, None)
+        if value is None:
+            nulls += 1
+            values.append(_NULL)
+        elif type(value) is str and len(value) <= COLUMN_TEXT_LIMIT:
+            values.append(value)
+        else:
+            return _odd_text_columns(attributes, rest)
+    # One look at all values together instead of one at each: hardly any value needs escaping.
+    joined = "\t".join(values)
+    if (
+        joined.count("\\") != nulls
+        or joined.count("\t") != _TABS
+        or "\n" in joined
+        or "\r" in joined
+        or "\0" in joined
+    ):
+        return _odd_text_columns(attributes, rest)
+    return joined
+
+
+def _odd_text_columns(attributes: dict[str, Any], rest: dict[str, Any]) -> str:
+    """`_text_columns` for values of any kind: slower, and keeps in `rest` what a column cannot hold."""
+    fields = []
+    for name in _TEXT_ATTRIBUTES:
+        value = attributes.get(name)
+        rest.pop(name, None)
+        text = column_text(value)
+        if text != value:
+            rest[name] = value
+        fields.append(_NULL if text is None else _escape(text))
+    return "\t".join(fields)
+
+
+def column_text(value: object) -> str | None:
+    """What a text column holds for a value, and therefore what a filter on that column must compare with.
+
+    A text of up to `COLUMN_TEXT_LIMIT` characters is itself. A longer one is its beginning, ``~`` and its
+    SHA-256, so that equal columns still mean equal values. Other values are their JSON.
+    """
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else _encode(value).decode()
+    if len(text) > COLUMN_TEXT_LIMIT:
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        text = f"{text[: COLUMN_TEXT_LIMIT - 1 - len(digest)]}~{digest}"
+    return text.replace("\0", "\ufffd")
+
+
+def json_column(value: object) -> bytes:
+    """A JSON value as a COPY field of type ``jsonb``."""
+    data = _encode(value)
+    if b'$json"' in data or b"\\u0000" in data:
+        data = _encode(_storable(value))
+    return data.replace(b"\\", b"\\\\")
+
+
+def resource_id(resource: ResourceInfo) -> str:
+    """The id of a resource: a UUID (version 8) from the SHA-256 of its attributes in canonical JSON."""
+    canonical = msgspec.json.encode(resource.attributes, order="deterministic")
+    digest = bytearray(hashlib.sha256(canonical).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x80
+    digest[8] = digest[8] & 0x3F | 0x80
+    return str(uuid.UUID(bytes=bytes(digest)))
+
+
+def _storable(value: Any) -> Any:
+    """The value with everything that ``jsonb`` refuses, or that looks like our wrapper, wrapped."""
+    if isinstance(value, str):
+        return _wrapped(value) if "\0" in value else value
+    if isinstance(value, (list, tuple)):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        if _WRAPPER in value or any("\0" in key for key in value):
+            return _wrapped(value)
+        return {key: _storable(item) for key, item in value.items()}
+    return value
+
+
+def _wrapped(value: object) -> dict[str, str]:
+    return {_WRAPPER: _encode(value).decode()}
+
+
+def _escape(text: str) -> str:
+    """The text with the characters escaped that end a field or a line. NUL cannot be stored as text."""
+    if "\\" in text or "\t" in text or "\n" in text or "\r" in text or "\0" in text:
+        return (
+            text.replace("\\", "\\\\")
+            .replace("\t", "\\t")
+            .replace("\n", "\\n")
+            .replace("\r", "\\r")
+            .replace("\0", "\ufffd")
+        )
+    return text
+
+
+@lru_cache(maxsize=1024)
+def _label(text: str) -> str:
+    """`_escape` for the few texts that every event repeats: event names, service names."""
+    return _escape(text)
+
+
+@lru_cache(maxsize=4096)
+def _is_uuid(text: str) -> bool:
+    """Whether the text is a UUID as PostgreSQL prints it. Events of a transaction repeat theirs."""
+    return _UUID.fullmatch(text) is not None
+
+
+def _timestamp(nanoseconds: int) -> str:
+    second, micros = divmod(nanoseconds // 1000, 1_000_000)
+    return f"{_second(second)}.{micros:06d}+00"
+
+
+@lru_cache(maxsize=1024)
+def _second(second: int) -> str:
+    """A whole second in ISO form, UTC. Events of a batch share theirs."""
+    return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%d %H:%M:%S").rjust(19, "0")
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def event_from_row(row: Mapping[str, Any]) -> Event:
+    """The event that `copy_line` was given, from a row of the table ``events``.
+
+    Args:
+        row: at least `COLUMNS`, with the types that psycopg loads: aware `datetime`, `UUID`, parsed JSON.
+    """
+    attributes = {
+        attribute: str(value) if isinstance(value, uuid.UUID) else value
+        for column, attribute in COLUMN_ATTRIBUTES.items()
+        if (value := row[column]) is not None
+    }
+    if semconv.CHANGES in attributes:
+        attributes[semconv.CHANGES] = _restored(attributes[semconv.CHANGES])
+    attributes.update(_restored(row["attributes"]))
+    return Event(
+        id=str(row["id"]),
+        name=row["name"],
+        time=_nanoseconds(row["time"]),
+        attributes=attributes,
+        observed=0 if row["observed"] is None else _nanoseconds(row["observed"]),
+        severity=row["severity"],
+        trace_id=int(row["trace_id"] or "0", 16),
+        span_id=int(row["span_id"] or "0", 16),
+        trace_flags=row["trace_flags"],
+    )
+
+
+def _nanoseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // _MICROSECOND * 1000
+
+
+def _restored(value: Any) -> Any:
+    """The inverse of `_storable`. An integer beyond 64 bit was a float: ``jsonb`` prints 1e300 in full."""
+    if isinstance(value, dict):
+        if len(value) == 1 and isinstance(text := value.get(_WRAPPER), str):
+            return _decode(text)
+        return {key: _restored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item) for item in value]
+    if type(value) is int and not -_INT64 <= value < 2 * _INT64:
+        return float(value)
+    return value

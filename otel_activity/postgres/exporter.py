@@ -1,0 +1,124 @@
+"""The PostgreSQL exporter: one attempt for each batch over one lazy connection."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from otel_activity.errors import StoreUnavailable
+from otel_activity.postgres import schema as store_schema
+from otel_activity.postgres.connection import APPLICATION_NAME, CONNECT_TIMEOUT, connect
+from otel_activity.postgres.failures import store_failure
+from otel_activity.postgres.writer import STATEMENT_TIMEOUT, EventWriter, WriteResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from otel_activity.events import Event, ResourceInfo
+
+__all__ = ["PostgresEventExporter"]
+
+_inherited: Final[list[Any]] = []
+"""Connections of a parent process. Closing one would end the parent's session, and dropping the last
+reference warns about an unclosed connection, so they are kept to the end of the child."""
+
+
+class PostgresEventExporter:
+    """Implements `otel_activity.ports.EventExporter`.
+
+    The connection is made by the first `export`, checked once for the schema's version, and given up after
+    any error, so that the next attempt meets a new primary or a new schema. Waiting between attempts is the
+    caller's.
+
+    Args:
+        dsn: where to store; its own settings win over the arguments below.
+        schema: the schema that holds the tables.
+        application_name: what ``pg_stat_activity`` shows.
+        connect_timeout: seconds until an attempt to connect counts as failed; at least 2.
+        export_timeout: seconds that one statement of an export may take on the server's clock.
+    """
+
+    name = "postgres"
+
+    def __init__(
+        self,
+        dsn: str,
+        schema: str = "activity",
+        application_name: str = APPLICATION_NAME,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        export_timeout: float = STATEMENT_TIMEOUT,
+    ) -> None:
+        self._dsn = dsn
+        self._schema = schema
+        self._application_name = application_name
+        self._connect_timeout = connect_timeout
+        self._export_timeout = export_timeout
+        self._connection: psycopg.Connection[Any] | None = None
+        self._writer: EventWriter | None = None
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self.last_result = WriteResult(0, 0, 0)
+        """What became of the last batch that was delivered; for counters."""
+
+    def export(self, events: Sequence[Event], resource: ResourceInfo) -> None:
+        """Store the batch, in one attempt and one transaction.
+
+        Raises:
+            StoreUnavailable: no server, or it went away; nothing of the batch is stored unless the
+                connection broke in the very moment of COMMIT. Sending it again is always right.
+            StoreRefused: the server answered and refuses; the message names the fix.
+        """
+        if os.getpid() != self._pid:
+            self.after_fork()
+        with self._lock, suppress_instrumentation():
+            if self._closed.is_set():
+                raise StoreUnavailable("the PostgreSQL exporter is closed")
+            try:
+                self.last_result = self._connected_writer().write(events, resource)
+            except BaseException:
+                self._disconnect()
+                raise
+            finally:
+                if self._closed.is_set():
+                    self._disconnect()
+
+    def close(self) -> None:
+        """Close the connection. An export that is under way finishes first and closes it itself."""
+        if os.getpid() != self._pid:
+            self.after_fork()
+        self._closed.set()
+        if self._lock.acquire(blocking=False):
+            try:
+                self._disconnect()
+            finally:
+                self._lock.release()
+
+    def after_fork(self) -> None:
+        """In a forked child: leave the parent's connection alone and start with none."""
+        self._lock = threading.Lock()  # the parent's may be held by a thread that does not exist here
+        self._pid = os.getpid()
+        if self._connection is not None:
+            _inherited.append(self._connection)
+        self._connection = self._writer = None
+
+    def _connected_writer(self) -> EventWriter:
+        if self._writer is None:
+            connection = self._connection = connect(
+                self._dsn, application_name=self._application_name, connect_timeout=self._connect_timeout
+            )
+            try:
+                store_schema.check(connection, self._schema)
+            except psycopg.Error as error:
+                raise store_failure(error, self._schema) from error
+            self._writer = EventWriter(connection, self._schema, statement_timeout=self._export_timeout)
+        return self._writer
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._writer = self._connection, None, None
+        if connection is not None:
+            connection.close()

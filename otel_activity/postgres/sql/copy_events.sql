@@ -1,0 +1,1 @@
+COPY {schema}.events ({columns}) FROM STDIN

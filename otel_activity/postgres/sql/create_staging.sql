@@ -1,0 +1,26 @@
+-- Not LIKE events: that would need SELECT on it. No keys: duplicates are found when the rows move on.
+CREATE TEMPORARY TABLE otel_activity_staging (
+    time           timestamptz,
+    id             uuid,
+    observed       timestamptz,
+    sequence       bigint,
+    severity       smallint,
+    trace_flags    smallint,
+    name           text,
+    action         text,
+    outcome        text,
+    actor_type     text,
+    actor_id       text,
+    entity_type    text,
+    entity_id      text,
+    tenant_id      text,
+    project_id     text,
+    trace_id       text,
+    span_id        text,
+    transaction_id uuid,
+    stream_id      uuid,
+    service        text,
+    resource_id    uuid,
+    changes        jsonb,
+    attributes     jsonb
+) ON COMMIT DROP

@@ -1,0 +1,1 @@
+SELECT {schema}.ensure_partition(%(instant)s::timestamptz, %(move_rows)s)

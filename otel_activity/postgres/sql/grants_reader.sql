@@ -1,0 +1,3 @@
+-- A reader sees everything and cannot change anything.
+GRANT USAGE ON SCHEMA {schema} TO {role};
+GRANT SELECT ON {schema}.events, {schema}.resources, {schema}.quarantine, {schema}.schema_version TO {role};
