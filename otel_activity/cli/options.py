@@ -14,7 +14,19 @@ from otel_activity.settings import FIELDS, mask_dsn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["WHEN", "json_option", "local_option", "parse_when", "require_dsn", "store_options"]
+    from otel_activity.store import EventFilter
+
+__all__ = [
+    "DURATION",
+    "WHEN",
+    "filter_options",
+    "json_option",
+    "local_option",
+    "parse_when",
+    "require_dsn",
+    "store_options",
+    "the_filter",
+]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -51,8 +63,9 @@ def parse_when(text: str, *, now: datetime, local: bool = False) -> datetime:
 
 if TYPE_CHECKING:
     _DatetimeType = click.ParamType[datetime]
+    _TimedeltaType = click.ParamType[timedelta]
 else:  # click before 8.5 has no type parameter here
-    _DatetimeType = click.ParamType
+    _DatetimeType = _TimedeltaType = click.ParamType
 
 
 class _When(_DatetimeType):
@@ -68,8 +81,30 @@ class _When(_DatetimeType):
             self.fail(f"{value!a}: {error}", param, ctx)
 
 
+class _Duration(_TimedeltaType):
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        duration = _duration(value)
+        if duration is None:
+            self.fail(f"{value!a}: not a duration; use for example 30s, 15m, 2h or 7d", param, ctx)
+        return duration
+
+
+def _duration(text: str) -> timedelta | None:
+    found = _AGO.fullmatch(text.strip().lower())
+    try:
+        return timedelta(**{_UNITS[found[2]]: int(found[1])}) if found and int(found[1]) else None
+    except OverflowError:
+        return None
+
+
 WHEN: Final = _When()
 """Option type of a time."""
+DURATION: Final = _Duration()
+"""Option type of a duration."""
 
 
 def _checked(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -130,3 +165,53 @@ def local_option(command: F) -> F:
     return click.option(
         "--local", is_flag=True, is_eager=True, help="Read and show times in the local time zone, not in UTC."
     )(command)
+
+
+_FILTERS: Final = (
+    click.option("--since", type=WHEN, help="From this time on: 15m, 2h, 7d (ago), or an ISO date or time."),
+    click.option("--until", type=WHEN, help="Before this time."),
+    click.option("--name", "names", multiple=True, metavar="NAME", help="Event name; may be repeated."),
+    click.option("--action", "actions", multiple=True, metavar="ACTION", help="Action; may be repeated."),
+    click.option(
+        "--outcome",
+        "outcomes",
+        multiple=True,
+        type=click.Choice(["success", "failure"]),
+        help="Outcome of the action.",
+    ),
+    click.option("--actor-id", "--actor", metavar="ID", help="Id of the user or service that did it."),
+    click.option(
+        "--actor-type",
+        type=click.Choice(["user", "service", "system", "anonymous", "unknown"]),
+        help="Kind of actor.",
+    ),
+    click.option("--entity-type", metavar="TYPE", help="Type of the entity."),
+    click.option("--entity-id", metavar="ID", help="Id of the entity; a composite key is a JSON array."),
+    click.option("--tenant-id", "--tenant", metavar="ID", help="Tenant."),
+    click.option("--project-id", "--project", metavar="ID", help="Project."),
+    click.option("--service", metavar="NAME", help="Service that recorded the event."),
+    click.option("--table", metavar="NAME", help="Table that was changed."),
+    click.option("--field", "changed_field", metavar="NAME", help="Field that was changed."),
+    click.option("--trace-id", metavar="HEX", help="Trace, 32 hexadecimal digits."),
+    click.option("--transaction-id", metavar="UUID", help="Transaction."),
+    click.option("--text", metavar="TEXT", help="Text anywhere in the event; slow without --since."),
+)
+
+
+def filter_options(command: F) -> F:
+    """Add an option for each field of `EventFilter`, with the field's name as parameter."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
+def the_filter(options: dict[str, Any]) -> EventFilter:
+    """The filter that the options of `filter_options` ask for.
+
+    Raises:
+        ConfigurationError: one of them is wrong in itself.
+    """
+    from otel_activity.store import EventFilter
+
+    lowered = {name: options[name].lower() for name in ("trace_id", "transaction_id") if options[name]}
+    return EventFilter(**{**options, **lowered})

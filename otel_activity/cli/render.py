@@ -11,7 +11,7 @@ import os
 import sys
 import unicodedata
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -32,7 +32,6 @@ __all__ = [
     "shown_time",
     "table_line",
     "table_lines",
-    "zone_name",
 ]
 
 ELLIPSIS: Final = "…"
@@ -147,17 +146,13 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
 # --- times ----------------------------------------------------------------------------------------
 
 
-def zone_name(local: bool) -> str:
-    """What the heading of a time column says: ``UTC`` or ``local``."""
-    return "local" if local else "UTC"
-
-
-def shown_time(nanoseconds: int, *, local: bool = False) -> str:
-    """A time for people, to the millisecond; a local one carries its offset, UTC is said in the heading."""
-    zone: tzinfo | None = None if local else UTC
-    moment = datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC).astimezone(zone)
-    text = f"{moment:%Y-%m-%d %H:%M:%S}.{nanoseconds % 1_000_000_000 // 1_000_000:03d}"
-    return f"{text}{moment:%z}" if local else text
+def shown_time(nanoseconds: int, *, local: bool = False, milliseconds: bool = False) -> str:
+    """A time for people, in UTC (which a heading says), or local with its offset."""
+    moment = datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC)
+    if local:
+        moment = moment.astimezone()
+    fraction = f".{nanoseconds % 1_000_000_000 // 1_000_000:03d}" if milliseconds else ""
+    return f"{moment:%Y-%m-%d %H:%M:%S}{fraction}{moment:%z}"[: None if local else -5]
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-__all__ = ["ActivityStore", "Follower", "Page", "StoredEvent"]
+__all__ = ["ActivityStore", "Follower", "Page", "StoredEvent", "position"]
 
 DEFAULT_LOOKBACK: Final = timedelta(hours=1)
 POLL_ROWS: Final = 5_000
@@ -112,7 +112,7 @@ class ActivityStore:
         rows = self._fetch(self._select(wanted).page(self._schema, limit + 1, after))
         events = tuple(map(_stored_event, rows[:limit]))
         more = len(rows) > limit
-        return Page(events, _position(events[-1]).cursor if more else None)
+        return Page(events, position(events[-1]).cursor if more else None)
 
     def count(self, wanted: EventFilter | None = None) -> int:
         """How many events there are.
@@ -292,5 +292,6 @@ def _stored_event(row: Row) -> StoredEvent:
     )
 
 
-def _position(event: Event) -> Position:
+def position(event: Event) -> Position:
+    """The event's place; its `Position.cursor` lets a search go on after it."""
     return Position(event.time // 1000, event.id)

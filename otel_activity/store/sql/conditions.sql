@@ -33,7 +33,13 @@ e.attributes ->> 'db.collection.name' = %(table)s
 -- name: changed_field
 e.changes ? %(changed_field)s
 -- name: text
-(strpos(lower(e.attributes::text), lower(%(text)s)) > 0 OR strpos(lower(e.changes::text), lower(%(text)s)) > 0)
+strpos(
+    lower(concat_ws(
+        ' ', e.name, e.action, e.outcome, e.actor_type, e.actor_id, e.entity_type, e.entity_id, e.tenant_id,
+        e.project_id, e.service, e.changes::text, e.attributes::text
+    )),
+    lower(%(text)s)
+) > 0
 -- name: store_tenant
 e.tenant_id = %(store_tenant)s
 -- name: after_position

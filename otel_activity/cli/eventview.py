@@ -1,0 +1,167 @@
+"""One event as people read it, and as the JSON object that programs read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_activity import semconv
+from otel_activity.cli.render import Column, fit, layout, printable, shown_time, table_line
+from otel_activity.codec import display
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from otel_activity.events import Event
+    from otel_activity.store import StoredEvent
+
+__all__ = ["EventTable", "action_text", "actor_text", "entity_text", "event_json", "field_lines"]
+
+ARROW: Final = " -> "
+NOT_KNOWN: Final = "(not known)"
+INDENT: Final = "    "
+
+
+def event_json(event: StoredEvent) -> dict[str, Any]:
+    """The event as a JSON object; docs/cli.md describes each key, and they do not change."""
+    return {
+        "id": event.id,
+        "name": event.name,
+        "time": _iso(event.time),
+        "observed": _iso(event.observed) if event.observed else None,
+        "severity": event.severity,
+        "trace_id": f"{event.trace_id:032x}" if event.trace_id else None,
+        "span_id": f"{event.span_id:016x}" if event.span_id else None,
+        "service": event.service,
+        "attributes": event.attributes,
+        "resource": None if event.resource is None else event.resource.attributes,
+    }
+
+
+def _iso(nanoseconds: int) -> str:
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _text(event: Event, attribute: str) -> str:
+    value = event.attributes.get(attribute)
+    return "" if value is None else printable(display(value))
+
+
+def actor_text(event: Event) -> str:
+    """Who did it: ``Ada (7)``, ``service billing``, ``anonymous``, or ``unknown``; never a guess."""
+    kind, ident, name = (
+        _text(event, attribute) for attribute in (semconv.ACTOR_TYPE, semconv.USER_ID, semconv.USER_NAME)
+    )
+    shown = f"{name} ({ident})" if name and ident and name != ident else name or ident
+    if kind not in {"", "user"}:
+        shown = f"{kind} {shown}".rstrip()
+    represented = _text(event, semconv.ACTOR_ON_BEHALF_OF)
+    return (shown or "unknown") + (f" for {represented}" if represented else "")
+
+
+def action_text(event: Event) -> str:
+    """What was done, with a failed outcome in capitals."""
+    action = _text(event, semconv.ACTIVITY_ACTION) or printable(event.name).removeprefix("activity.")
+    return f"{action} FAILED" if event.attributes.get(semconv.ACTIVITY_OUTCOME) == "failure" else action
+
+
+def entity_text(event: Event) -> str:
+    """The entity: ``task 42``."""
+    return f"{_text(event, semconv.ENTITY_TYPE)} {_text(event, semconv.ENTITY_ID)}".strip()
+
+
+def _fields(event: Event) -> Iterator[tuple[str, str]]:
+    """Field and what happened to it, then what else a reader should know."""
+    changes = event.attributes.get(semconv.CHANGES)
+    if isinstance(changes, dict):
+        for name, sides in changes.items():
+            yield printable(name), _change_text(event.name, sides)
+    details = event.attributes.get(semconv.DETAILS)
+    if isinstance(details, dict):
+        for name, value in details.items():
+            yield printable(name), printable(display(value))
+    elif details is not None:
+        yield "details", _text(event, semconv.DETAILS)
+    for title, attribute in (("reason", semconv.REASON), ("error", semconv.ERROR_TYPE)):
+        if attribute in event.attributes:
+            yield title, _text(event, attribute)
+    if event.attributes.get(semconv.COMMIT) == "unknown":
+        yield "commit", "unknown: this change may not have been committed"
+
+
+def _change_text(name: str, sides: Any) -> str:
+    """``before -> after``; an insert has no before and a delete no after worth an arrow."""
+    if not isinstance(sides, dict):
+        return printable(display(sides))
+    before, after = (
+        printable(display(sides[side])) if side in sides else None for side in ("before", "after")
+    )
+    if name == semconv.ENTITY_CREATED and before is None:
+        return after or NOT_KNOWN
+    if name == semconv.ENTITY_DELETED and after is None:
+        return before or NOT_KNOWN
+    return f"{NOT_KNOWN if before is None else before}{ARROW}{NOT_KNOWN if after is None else after}"
+
+
+def field_lines(event: Event, width: int | None) -> list[str]:
+    """One indented line for each changed field, the names in one column."""
+    fields = list(_fields(event))
+    names = [Column("", most=24), Column("")]
+    sizes = layout(names, [(name, "") for name, _ in fields], 1_000)
+    lines = []
+    for name, text in fields:
+        line = INDENT + table_line([name, text], [sizes[0], len(text) * 2])
+        lines.append(line if width is None else fit(line, width))
+    return lines
+
+
+class EventTable:
+    """Events as lines of a table whose columns keep their places from one batch to the next.
+
+    Args:
+        width: cells of the terminal; `None` cuts nothing.
+        local: show local times.
+    """
+
+    def __init__(self, width: int | None, *, local: bool = False) -> None:
+        zone = "local" if local else "UTC"
+        self._columns = [
+            Column(f"TIME ({zone})"),
+            Column("ACTOR", least=8, most=24),
+            Column("ACTION", least=6, most=24),
+            Column("ENTITY", least=8, most=32),
+            Column("CHANGES", least=12),
+        ]
+        self._width = width
+        self._local = local
+        self._widths: list[int] = []
+
+    def lines(self, events: Sequence[Event]) -> list[str]:
+        """The events' lines; the first call that gets any puts the headings before them."""
+        rows = [self._row(event) for event in events]
+        if not rows:
+            return []
+        head = [] if self._widths else [[column.title for column in self._columns]]
+        if not self._widths:
+            self._widths = self._layout(rows)
+        return [self._line(cells) for cells in (*head, *rows)]
+
+    def _row(self, event: Event) -> list[str]:
+        changes = ", ".join(f"{name}: {text}" for name, text in _fields(event))
+        time = shown_time(event.time, local=self._local)
+        return [time, actor_text(event), action_text(event), entity_text(event), changes]
+
+    def _layout(self, rows: list[list[str]]) -> list[int]:
+        widths = layout(self._columns, rows, self._width)
+        if self._width is not None:  # the last column gets what the others leave
+            widths[-1] = max(self._width - sum(widths[:-1]) - 2 * (len(widths) - 1), self._columns[-1].least)
+        return widths
+
+    def _line(self, cells: list[str]) -> str:
+        if self._width is None:
+            return "  ".join(
+                cell.ljust(size) for cell, size in zip(cells, self._widths, strict=True)
+            ).rstrip()
+        return table_line(cells, self._widths)

@@ -1,0 +1,70 @@
+"""``otel-activity search``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from otel_activity.cli.eventview import EventTable, event_json
+from otel_activity.cli.options import (
+    filter_options,
+    json_option,
+    local_option,
+    require_dsn,
+    store_options,
+    the_filter,
+)
+from otel_activity.cli.render import json_line, note, output_width, say
+from otel_activity.store import ActivityStore, Page, position
+
+__all__ = ["search"]
+
+
+@click.command()
+@filter_options
+@click.option("--limit", "-n", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Events.")
+@click.option("--cursor", metavar="CURSOR", help="Go on where the last page ended.")
+@click.option("--count", is_flag=True, help="Print only how many events there are.")
+@json_option
+@local_option
+@store_options
+def search(
+    dsn: str | None,
+    schema: str,
+    limit: int,
+    cursor: str | None,
+    count: bool,
+    as_json: bool,
+    local: bool,
+    **options: Any,
+) -> None:
+    """Find events, newest first.
+
+    Events match that fit every option given. Times are UTC unless --local is given.
+    """
+    wanted = the_filter(options)
+    with ActivityStore(require_dsn(dsn), schema=schema) as store:
+        if count:
+            number = store.count(wanted)
+            say(json_line({"count": number}) if as_json else str(number))
+            return
+        page = store.search(wanted, limit=limit, cursor=cursor)
+    if as_json:
+        _write_json(page)
+    else:
+        _write_table(page, local=local)
+
+
+def _write_json(page: Page) -> None:
+    for event in page.events:
+        say(json_line({**event_json(event), "cursor": position(event).cursor}))
+
+
+def _write_table(page: Page, *, local: bool) -> None:
+    for line in EventTable(output_width(), local=local).lines(page.events):
+        say(line)
+    if not page.events:
+        note("No events match.")
+    elif page.cursor is not None:
+        note(f"There are more: add --cursor {page.cursor}")
