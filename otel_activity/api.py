@@ -112,7 +112,7 @@ def instrument(**settings: Any) -> bool:
         ConfigurationError: a setting is wrong in itself.
         StoreUnavailable: ``startup="require"``, and no working store within ``startup_timeout`` seconds.
     """
-    global _runtime  # noqa: PLW0603 - one audit trail in a process
+    global _runtime
     with _lock:
         if _runtime is not None:
             return True
@@ -160,7 +160,7 @@ def shutdown(timeout: float | None = None) -> bool:
     Returns:
         Whether everything was delivered. What was not is counted and logged.
     """
-    global _runtime  # noqa: PLW0603 - one audit trail in a process
+    global _runtime
     with _lock:
         runtime, _runtime = _runtime, None
         return True if runtime is None else runtime.stop(timeout)
@@ -218,9 +218,10 @@ def _own_pipeline(settings: Settings, environ: Mapping[str, str]) -> Pipeline:
 
 
 def _postgres(settings: Settings) -> PostgresEventExporter:
-    assert settings.postgres_dsn is not None  # Settings has checked it
     return PostgresEventExporter(
-        settings.postgres_dsn, settings.postgres_schema, export_timeout=settings.export_timeout / 1000
+        settings.postgres_dsn or "",  # Settings has checked that there is one
+        settings.postgres_schema,
+        export_timeout=settings.export_timeout / 1000,
     )
 
 
@@ -239,7 +240,7 @@ def _resource() -> Resource:
         return known
     try:
         return Resource.create()
-    except Exception:  # noqa: BLE001 - a broken detector of somebody must not switch auditing off
+    except Exception:
         _logger.warning("otel_activity: the OpenTelemetry resource could not be detected", exc_info=True)
         return Resource({"service.name": os.environ.get("OTEL_SERVICE_NAME", "unknown_service")})
 
@@ -308,7 +309,7 @@ class _TermHandler:
 
 def _hook_process() -> None:
     """Once for all: fork hooks cannot be taken back, and the exit handler finds the runtime of then."""
-    global _hooked  # noqa: PLW0603
+    global _hooked
     if _hooked:
         return
     _hooked = True

@@ -94,7 +94,7 @@ current_context = _current.get
 """The context in force, or None. (The variable's own method: one call less on the hot path.)"""
 
 
-class activity_context(AbstractContextManager[RequestContext], AbstractAsyncContextManager[RequestContext]):  # noqa: N801 - reads as a function, as `suppress` does
+class activity_context(AbstractContextManager[RequestContext], AbstractAsyncContextManager[RequestContext]):
     """Name who acts, for everything that happens inside; usable with ``with`` and ``async with``.
 
     Contexts nest: what an inner one does not name, it inherits.

@@ -102,6 +102,11 @@ class Redacted:
 class Entry(Protocol):
     """One captured change or action, not yet encoded (encoding is late, off the request path)."""
 
+    context: Any
+    """The request context in force when it was captured; read and dropped just before COMMIT."""
+    attributes: dict[str, Any] | None
+    """What the context said then."""
+
     def to_event(self, unit: Unit, commit: Commit) -> Event:
         """Encode the entry. Called once, after the unit's fate is known; must not raise."""
         ...

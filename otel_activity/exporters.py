@@ -11,7 +11,7 @@ __all__ = ["PostgresLogExporter"]
 
 
 class PostgresLogExporter(EventLogExporter):
-    """Stores audit records in PostgreSQL; for the SDK's own pipeline (``OTEL_LOGS_EXPORTER=activity_postgres``).
+    """Stores audit records in PostgreSQL; ``OTEL_LOGS_EXPORTER=activity_postgres`` in the SDK's own pipeline.
 
     Records of other scopes, such as the application's own logs, are passed over. The connection is opened
     with the first batch. `export` returns when the batch is stored: the SDK's batch processor forgets a batch

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.instrumentation.distro import BaseDistro, DefaultDistro
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 
-from otel_activity import api
 from otel_activity.errors import ActivityError
 from otel_activity.settings import Settings
 
@@ -36,17 +35,30 @@ def pre_instrument() -> None:
     so a wrong setting prints one line and ends the process with status 2, before the program's code runs.
     ``OTEL_ACTIVITY_STARTUP=warn`` runs it unaudited instead, and says so.
     """
-    global _started  # noqa: PLW0603 - three hooks, one start
+    global _started
     if _started:
         return
     _started = True
     try:
-        api.instrument()
+        _api().instrument()
     except ActivityError as error:
         _stop_or_warn(str(error))
-    except Exception as error:  # noqa: BLE001 - never unaudited without a word
+    except ImportError as error:
+        # psycopg without a libpq, first of all. An import at the top of this module would fail unseen.
+        reason = " ".join(str(error).split())
+        _stop_or_warn(
+            f'cannot be loaded ({reason}); pip install "otel-activity[binary]" brings what it needs'
+        )
+    except Exception as error:
         _logger.exception("otel_activity: internal error at start-up")
         _stop_or_warn(f"internal error at start-up: {type(error).__name__}")
+
+
+def _api() -> Any:
+    """The composition root, imported late: `opentelemetry-instrument` only logs what fails to import."""
+    from otel_activity import api
+
+    return api
 
 
 def _stop_or_warn(reason: str) -> None:
@@ -64,7 +76,7 @@ def _print(text: str) -> None:
     sys.stderr.flush()
 
 
-class ActivityDistro(BaseDistro):
+class ActivityDistro(BaseDistro):  # type: ignore[misc]  # its package is not typed
     """Starts auditing, and is otherwise the distro that would have been used."""
 
     _inner: Any = None
@@ -76,18 +88,22 @@ class ActivityDistro(BaseDistro):
 
     def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
         """Load an instrumentor the way the other distro does."""
-        (self._inner or super()).load_instrumentor(entry_point, **kwargs)
+        inner = self._inner
+        if inner is None:
+            super().load_instrumentor(entry_point, **kwargs)
+        else:
+            inner.load_instrumentor(entry_point, **kwargs)
 
 
 def _other_distro() -> BaseDistro:
-    from importlib.metadata import entry_points  # noqa: PLC0415 - only under opentelemetry-instrument
+    from importlib.metadata import entry_points
 
     for entry_point in entry_points(group="opentelemetry_distro"):
         if entry_point.name == "otel_activity":
             continue
         try:
             distro = entry_point.load()()
-        except Exception:  # noqa: BLE001 - somebody else's distro must not switch auditing off
+        except Exception:
             _logger.exception("otel_activity: the distro %s could not be loaded", entry_point.name)
             continue
         if isinstance(distro, BaseDistro):
@@ -95,7 +111,7 @@ def _other_distro() -> BaseDistro:
     return DefaultDistro()
 
 
-class ActivityInstrumentor(BaseInstrumentor):
+class ActivityInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its package is not typed
     """The OpenTelemetry instrumentor; `otel_activity.instrument` in the form that tools expect."""
 
     def instrumentation_dependencies(self) -> Collection[str]:
@@ -103,16 +119,11 @@ class ActivityInstrumentor(BaseInstrumentor):
         return ("sqlalchemy >= 2.0.40, < 2.2",)
 
     def _instrument(self, **kwargs: Any) -> None:
-        settings = {name: value for name, value in kwargs.items() if name not in _OF_THE_SDK}
-        if settings:
-            api.instrument(**settings)
-        else:
-            pre_instrument()
+        # Under opentelemetry-instrument the decision has been made; a direct call raises what is wrong.
+        if kwargs or not _started:
+            _api().instrument(**kwargs)
 
     def _uninstrument(self, **kwargs: Any) -> None:
-        global _started  # noqa: PLW0603 - it may be instrumented again
-        api.uninstrument()
+        global _started
+        _api().uninstrument()
         _started = False
-
-
-_OF_THE_SDK: Final = frozenset({"tracer_provider", "meter_provider", "logger_provider_", "skip_dep_check"})

@@ -103,9 +103,8 @@ def _exporters(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.lower() for name in _words(text)))
     for name in names:
         if name not in EXPORTERS:
-            raise ValueError(
-                f"unknown exporter {name!r}; {_did_you_mean(name, EXPORTERS)}use any of {', '.join(EXPORTERS)}"
-            )
+            hint = _did_you_mean(name, EXPORTERS)
+            raise ValueError(f"unknown exporter {name!r}; {hint}use any of {', '.join(EXPORTERS)}")
     if not names:
         raise ValueError(f"empty; name at least one of {', '.join(EXPORTERS)} or unset it")
     if "none" in names and len(names) > 1:
@@ -114,7 +113,7 @@ def _exporters(text: str) -> tuple[str, ...]:
 
 
 def _dsn(text: str) -> str:
-    import psycopg.conninfo  # noqa: PLC0415 - only programs that store in PostgreSQL pay for the import
+    import psycopg.conninfo
 
     try:
         psycopg.conninfo.conninfo_to_dict(text)

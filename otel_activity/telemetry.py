@@ -26,7 +26,6 @@ from opentelemetry.sdk._logs.export import (
     LogRecordExporter,
     LogRecordExportResult,
 )
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import TraceFlags
 
@@ -37,6 +36,8 @@ from otel_activity.events import Event, ResourceInfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from opentelemetry.sdk.resources import Resource
 
     from otel_activity.ports import EventExporter
 
@@ -159,7 +160,7 @@ class _KeepTrying(LogRecordExporter):
         return LogRecordExportResult.SUCCESS if done else LogRecordExportResult.FAILURE
 
     def shutdown(self) -> None:
-        self._inner.shutdown()
+        self._inner.shutdown()  # type: ignore[no-untyped-call]  # the SDK does not annotate it
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return self._inner.force_flush(timeout_millis)
@@ -227,7 +228,7 @@ class _BoundedProcessor(LogRecordProcessor):
             self._inner.on_emit(log_record)
 
     def shutdown(self) -> None:
-        self._inner.shutdown()
+        self._inner.shutdown()  # type: ignore[no-untyped-call]  # the SDK does not annotate it
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return self._inner.force_flush(timeout_millis)
@@ -386,9 +387,9 @@ def otlp_exporter(endpoint: str | None, protocol: str) -> LogRecordExporter:
         protocol: ``grpc`` or ``http/protobuf``.
     """
     if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as Grpc  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as Grpc
 
         return Grpc(endpoint=endpoint)
-    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as Http  # noqa: PLC0415
+    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as Http
 
     return Http(endpoint=None if endpoint is None else f"{endpoint.rstrip('/')}/v1/logs")

@@ -82,8 +82,9 @@ class TablePlan:
 
     def __init__(self, entity_type: str, table: Table, redactor: _Redacts, limit: int) -> None:
         self.entity_type = entity_type
-        self.collection = table.name
-        self.schema = table.schema
+        # SQLAlchemy's quoted_name is a subclass of str, which no encoder knows.
+        self.collection = str(table.name)
+        self.schema = None if table.schema is None else str(table.schema)
         self.redactor = redactor
         self.limit = limit
 
@@ -128,7 +129,7 @@ class Plan(TablePlan):
             column = prop.columns[0]
             if not isinstance(column, Column) or column.table is None or not _wanted(column):
                 continue
-            name = column.name if column.name not in names else prop.key
+            name = str(column.name if column.name not in names else prop.key)
             names.add(name)
             impl = mapper.class_manager[prop.key].impl
             yield ColumnPlan(self, prop.key, name, column, impl.is_equal)
@@ -197,9 +198,9 @@ class SecondaryPlan(TablePlan):
     __slots__ = ("by_key", "pk")
 
     def __init__(self, table: Table, redactor: _Redacts, limit: int) -> None:
-        super().__init__(table.name, table, redactor, limit)
+        super().__init__(str(table.name), table, redactor, limit)
         self.by_key = {
-            column.key: ColumnPlan(self, column.key, column.name, column, None)
+            column.key: ColumnPlan(self, column.key, str(column.name), column, None)
             for column in table.columns
             if _wanted(column)
         }

@@ -71,7 +71,7 @@ class Lane:
         self._say(
             logging.ERROR,
             f"{self.name} does not keep up: {self.dropped} events dropped so far "
-            f"({self.trouble or 'too many events'}); raise OTEL_BLRP_MAX_QUEUE_SIZE={self.capacity} or mend it",
+            f"({self.trouble or 'too many events'}); raise OTEL_BLRP_MAX_QUEUE_SIZE={self.capacity}",
         )
         return False
 
@@ -102,7 +102,7 @@ class Lane:
                 attempt()
             except ExportError as error:
                 self._failed(str(error))
-            except Exception as error:  # noqa: BLE001 - whatever an exporter raises, the batch is kept
+            except Exception as error:
                 self._failed(f"{type(error).__name__} in the exporter")
                 _logger.debug("otel_activity: %s raised", self.name, exc_info=True)
             else:

@@ -142,7 +142,7 @@ class QueuedDelivery:
             self._wake.clear()
             try:
                 self._pump()
-            except Exception:  # noqa: BLE001 - this thread must live as long as the process
+            except Exception:
                 _logger.exception("otel_activity: internal error in the feeder")
                 time.sleep(_TICK)
 
@@ -190,7 +190,8 @@ class QueuedDelivery:
         poke()
         if self._waiting:
             return False
-        return all([lane.wait_until_empty(max(0.0, deadline - time.monotonic())) for lane in self.lanes])
+        done = [lane.wait_until_empty(max(0.0, deadline - time.monotonic())) for lane in self.lanes]
+        return all(done)
 
     def close(self, deadline: float) -> None:
         """Stop the thread and feed what is left; events released later are counted as dropped."""
@@ -230,6 +231,6 @@ class QueuedDelivery:
 def _encoded(entry: Entry, unit: Unit) -> Event | None:
     try:
         return entry.to_event(unit, unit.commit or Commit.UNKNOWN)
-    except Exception:  # noqa: BLE001 - one odd entry must not cost the others
+    except Exception:
         _logger.exception("otel_activity: internal error while encoding an event; it is lost")
         return None
