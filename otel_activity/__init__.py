@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from otel_activity.version import __version__
+
 if TYPE_CHECKING:
     from otel_activity.api import (
         flush_queue,
@@ -28,6 +30,7 @@ __all__ = [
     "Actor",
     "PostgresLogExporter",
     "Settings",
+    "__version__",
     "activity_context",
     "flush_queue",
     "get_queue_metrics",
@@ -36,7 +39,6 @@ __all__ = [
     "shutdown",
     "uninstrument",
 ]
-__version__ = "0.1.0"
 
 _HOMES = {
     "ActivityInstrumentor": "otel_activity.instrumentor",

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 
-from otel_activity import __version__
 from otel_activity.capture import SQLAlchemyCapture, check
 from otel_activity.delivery import QueuedDelivery
 from otel_activity.errors import ExportError, StoreUnavailable
@@ -29,6 +28,7 @@ from otel_activity.telemetry import (
     otlp_exporter,
     resource_info,
 )
+from otel_activity.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
