@@ -30,7 +30,7 @@ __all__ = [
     "column_text",
     "copy_line",
     "event_from_row",
-    "json_column",
+    "json_text",
     "resource_id",
 ]
 
@@ -77,9 +77,9 @@ COLUMNS: Final[tuple[str, ...]] = (
 COLUMN_TEXT_LIMIT: Final = 256
 """Characters of a text column. An index entry may have 2,704 bytes; two such columns take at most 2,048."""
 
-_NULL: Final = "\\N"
 _TEXT_ATTRIBUTES: Final = tuple(_TEXT_COLUMNS.values())
-_TABS: Final = len(_TEXT_ATTRIBUTES) - 1
+_HELD: Final = frozenset(COLUMN_ATTRIBUTES.values())
+_TEXTS: Final = len(_TEXT_ATTRIBUTES)
 _INT64: Final = 1 << 63
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -95,7 +95,7 @@ _decode: Final = msgspec.json.Decoder().decode
 
 
 def copy_line(event: Event, service: str, resource_id: str) -> bytes:
-    r"""The event as one line for ``COPY events (COLUMNS) FROM STDIN``, format text, NULL as ``\N``.
+    """The event as one line for ``COPY events (COLUMNS) FROM STDIN WITH (NULL '')``, format text.
 
     Args:
         event: a finished event; its times are cut to whole microseconds.
@@ -106,73 +106,74 @@ def copy_line(event: Event, service: str, resource_id: str) -> bytes:
         ValueError, TypeError, OverflowError, RecursionError: the event cannot be a row at all: its time is
             outside the years 1 to 9999, or a value is not what `Event` promises.
     """
-    rest = event.attributes.copy()
+    # Runs once for every event, beside the application's own threads: each line here was measured.
+    attributes = event.attributes
+    rest = attributes.copy()
     pop = rest.pop
-    texts = _text_columns(event.attributes, rest)
-    transaction_id = pop(semconv.TRANSACTION_ID, None)
-    if transaction_id is not None and not (type(transaction_id) is str and _is_uuid(transaction_id)):
-        rest[semconv.TRANSACTION_ID], transaction_id = transaction_id, None
-    stream_id = pop(semconv.STREAM_ID, None)
-    if stream_id is not None and not (type(stream_id) is str and _is_uuid(stream_id)):
-        rest[semconv.STREAM_ID], stream_id = stream_id, None
+    texts = [pop(name, "") for name in _TEXT_ATTRIBUTES]
+    transaction_id = pop(semconv.TRANSACTION_ID, "")
+    stream_id = pop(semconv.STREAM_ID, "")
     sequence = pop(semconv.SEQUENCE, None)
+    changes = pop(semconv.CHANGES, None)
+    held = len(attributes) - len(rest)
+    if held != (
+        _TEXTS
+        - texts.count("")
+        + (transaction_id != "")
+        + (stream_id != "")
+        + (sequence is not None)
+        + (changes is not None)
+    ):  # an attribute that is null or empty is not the same as none
+        rest.update((name, attributes[name]) for name in _HELD if attributes.get(name, 0) in (None, ""))
+    if transaction_id != "" and not (type(transaction_id) is str and _is_uuid(transaction_id)):
+        rest[semconv.TRANSACTION_ID], transaction_id = transaction_id, ""
+    if stream_id != "" and not (type(stream_id) is str and _is_uuid(stream_id)):
+        rest[semconv.STREAM_ID], stream_id = stream_id, ""
     if sequence is not None and (type(sequence) is not int or not -_INT64 <= sequence < _INT64):
         rest[semconv.SEQUENCE], sequence = sequence, None
-    changes = pop(semconv.CHANGES, None)
-    if None in event.attributes.values():  # a null attribute is not the same as none
-        rest.update((name, None) for name, value in event.attributes.items() if value is None)
+    # + 0 makes a plain number of an enum's member, at half the cost of int().
+    trace_id, span_id, observed = event.trace_id, event.span_id, event.observed
     head = (
-        f"{_timestamp(event.time)}\t{_escape(event.id)}\t"
-        f"{_timestamp(event.observed) if event.observed else _NULL}\t"
-        f"{event.severity:d}\t{event.trace_flags & 0xFF:d}\t"
-        f"{format(event.trace_id, '032x') if event.trace_id else _NULL}\t"
-        f"{format(event.span_id, '016x') if event.span_id else _NULL}\t"
-        f"{_label(event.name)}\t{texts}\t{transaction_id or _NULL}\t{stream_id or _NULL}\t"
-        f"{_NULL if sequence is None else sequence}\t{_label(service)}\t{resource_id}\t"
+        f"{_timestamp(event.time)}\t{_escape(event.id)}\t{_timestamp(observed) if observed else ''}\t"
+        f"{event.severity + 0}\t{event.trace_flags & 0xFF}\t"
+        f"{trace_id.to_bytes(16).hex() if trace_id else ''}\t{span_id.to_bytes(8).hex() if span_id else ''}\t"
+        f"{_label(event.name)}\t{_text_columns(texts, rest)}\t"
+        f"{transaction_id}\t{stream_id}\t{'' if sequence is None else sequence}\t"
+        f"{_label(service)}\t{resource_id}\t"
     )
-    return b"%b%b\t%b\n" % (
-        head.encode(),
-        b"\\N" if changes is None else json_column(changes),
-        json_column(rest),
-    )
+    documents = _fields(changes, rest)
+    if b"\\" in documents or b'$json"' in documents:
+        if b"\\u0000" in documents or b'$json"' in documents:
+            documents = _fields(_storable(changes), _storable(rest))
+        documents = documents.replace(b"\\", b"\\\\")
+    return head.encode() + documents
 
 
-def _text_columns(attributes: dict[str, Any], rest: dict[str, Any]) -> str:
-    """The text columns, escaped and joined by tabs; takes what they hold out of `rest`."""
-    values = []
-    nulls = 0
-    for name in _TEXT_ATTRIBUTES:
-        value = rest.pop(name, None)
-        if value is None:
-            nulls += 1
-            values.append(_NULL)
-        elif type(value) is str and len(value) <= COLUMN_TEXT_LIMIT:
-            values.append(value)
-        else:
-            return _odd_text_columns(attributes, rest)
-    # One look at all values together instead of one at each: hardly any value needs escaping.
-    joined = "\t".join(values)
-    if (
-        joined.count("\\") != nulls
-        or joined.count("\t") != _TABS
-        or "\n" in joined
-        or "\r" in joined
-        or "\0" in joined
-    ):
-        return _odd_text_columns(attributes, rest)
-    return joined
+def _fields(changes: Any, rest: Any) -> bytes:
+    """The two JSON columns that end a line, not yet escaped."""
+    return b"%b\t%b\n" % (b"" if changes is None else _encode(changes), _encode(rest))
 
 
-def _odd_text_columns(attributes: dict[str, Any], rest: dict[str, Any]) -> str:
-    """`_text_columns` for values of any kind: slower, and keeps in `rest` what a column cannot hold."""
+def _text_columns(values: list[Any], rest: dict[str, Any]) -> str:
+    """The text columns, escaped and joined by tabs; what they cannot hold goes to `rest`."""
+    try:
+        together = "".join(values)
+    except TypeError:  # not all are text
+        return _odd_text_columns(values, rest)
+    # One look at all values together instead of one at each: hardly any needs more.
+    if len(together) <= COLUMN_TEXT_LIMIT and together.isprintable() and "\\" not in together:
+        return "\t".join(values)
+    return _odd_text_columns(values, rest)
+
+
+def _odd_text_columns(values: list[Any], rest: dict[str, Any]) -> str:
+    """`_text_columns` for values of any kind, one by one."""
     fields = []
-    for name in _TEXT_ATTRIBUTES:
-        value = attributes.get(name)
-        rest.pop(name, None)
-        text = column_text(value)
+    for name, value in zip(_TEXT_ATTRIBUTES, values, strict=True):
+        text = column_text(value) or ""
         if text != value:
             rest[name] = value
-        fields.append(_NULL if text is None else _escape(text))
+        fields.append(_escape(text))
     return "\t".join(fields)
 
 
@@ -191,12 +192,12 @@ def column_text(value: object) -> str | None:
     return text.replace("\0", "\ufffd")
 
 
-def json_column(value: object) -> bytes:
-    """A JSON value as a COPY field of type ``jsonb``."""
+def json_text(value: object) -> str:
+    """A JSON value as text that ``jsonb`` takes."""
     data = _encode(value)
-    if b'$json"' in data or b"\\u0000" in data:
+    if b"\\u0000" in data or b'$json"' in data:
         data = _encode(_storable(value))
-    return data.replace(b"\\", b"\\\\")
+    return data.decode()
 
 
 def resource_id(resource: ResourceInfo) -> str:
@@ -252,7 +253,7 @@ def _is_uuid(text: str) -> bool:
 
 def _timestamp(nanoseconds: int) -> str:
     second, micros = divmod(nanoseconds // 1000, 1_000_000)
-    return f"{_second(second)}.{micros:06d}+00"
+    return f"{_second(second)}.{str(micros + 1_000_000)[1:]}+00"
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from otel_activity.codec.rows import copy_line, json_column, resource_id
+from otel_activity.codec.rows import copy_line, json_text, resource_id
 from otel_activity.postgres.failures import is_data_error, store_failure
 from otel_activity.postgres.months import Months
 from otel_activity.postgres.statements import statement
@@ -200,10 +200,8 @@ class EventWriter:
             )
 
     def _insert_resource(self, key: str, attributes: dict[str, Any]) -> None:
-        # The doubled backslashes of a COPY field are one in a parameter.
-        document = json_column(attributes).replace(b"\\\\", b"\\").decode()
         self._connection.execute(
-            statement("insert_resource", self._schema), {"id": key, "attributes": document}
+            statement("insert_resource", self._schema), {"id": key, "attributes": json_text(attributes)}
         )
 
     def _quarantine(self, batch: _Batch) -> None:

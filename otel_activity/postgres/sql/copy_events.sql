@@ -1,1 +1,1 @@
-COPY {schema}.events ({columns}) FROM STDIN
+COPY {schema}.events ({columns}) FROM STDIN WITH (NULL '')

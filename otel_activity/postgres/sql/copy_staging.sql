@@ -1,1 +1,1 @@
-COPY pg_temp.otel_activity_staging ({columns}) FROM STDIN
+COPY pg_temp.otel_activity_staging ({columns}) FROM STDIN WITH (NULL '')
