@@ -22,6 +22,8 @@ Row = dict[str, Any]
 
 CONNECT_TIMEOUT: Final = 10
 """Seconds; a person is waiting, and libpq's own default is to wait for ever."""
+SILENCE: Final = 30_000
+"""Milliseconds after which sent data that nobody acknowledged ends the connection."""
 
 _MISSING: Final = frozenset({"3F000", "42P01", "42883"})
 _NOT_YET: Final = ("starting up", "shutting down", "recovery", "too many clients", "too many connections")
@@ -42,7 +44,16 @@ class StoreAddress:
         No server-side prepared statements, so that poolers in transaction mode are no trouble.
         """
         given = psycopg.conninfo.conninfo_to_dict(self.dsn)
-        defaults = {"connect_timeout": CONNECT_TIMEOUT, "application_name": "otel_activity reader"}
+        defaults = {
+            "connect_timeout": CONNECT_TIMEOUT,
+            "fallback_application_name": "otel_activity reader",
+            "client_encoding": "UTF8",
+            # A network that went silent must not let `tail` wait for ever.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 4,
+            "tcp_user_timeout": SILENCE,
+        }
         missing = {name: value for name, value in defaults.items() if name not in given}
         return {**missing, "prepare_threshold": None, "row_factory": dict_row}
 
