@@ -9,6 +9,7 @@ are plain already, and the SDK's limits would cut evidence.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import _logs as logs_api
@@ -116,7 +117,7 @@ def event_of(record: ReadableLogRecord) -> Event | None:
     name = log_record.event_name or ""
     if scope is None or scope.name != semconv.SCOPE_NAME or not name.startswith("activity."):
         return None
-    attributes: dict[str, Any] = dict(log_record.attributes or {})
+    attributes: dict[str, Any] = _plain(log_record.attributes or {})
     uid = attributes.pop(semconv.RECORD_UID, None)
     if not isinstance(uid, str):
         return None
@@ -137,11 +138,14 @@ def event_of(record: ReadableLogRecord) -> Event | None:
 
 def resource_info(resource: Resource) -> ResourceInfo:
     """The resource as plain values."""
-    return ResourceInfo({key: _plain(value) for key, value in resource.attributes.items()})
+    return ResourceInfo(_plain(resource.attributes))
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (tuple, list)) else value
+    """The SDK keeps sequences as tuples and mappings as its own; events hold lists and dicts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 class _KeepTrying(LogRecordExporter):

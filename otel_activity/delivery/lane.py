@@ -17,7 +17,7 @@ __all__ = ["Lane"]
 
 _logger: Final = logging.getLogger("otel_activity")
 _REPEAT: Final = 60.0
-"""Seconds between two log lines about the same trouble."""
+"""Seconds between two log lines of one level: an error is not kept back by an earlier warning."""
 
 
 class Lane:
@@ -45,7 +45,7 @@ class Lane:
         self.trouble: str | None = None
         self._backoff = backoff or Backoff()
         self._deadline: float | None = None
-        self._said = -_REPEAT
+        self._said: dict[int, float] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -128,7 +128,7 @@ class Lane:
             self.trouble = None
             self._changed.notify_all()
         if recovered:
-            self._said = -_REPEAT
+            self._said.clear()
             _logger.info("otel_activity: %s takes events again", self.name)
 
     def _give_up(self, delay: float) -> bool:
@@ -163,6 +163,6 @@ class Lane:
 
     def _say(self, level: int, line: str) -> None:
         now = time.monotonic()
-        if now - self._said >= _REPEAT:
-            self._said = now
+        if now - self._said.get(level, -_REPEAT) >= _REPEAT:
+            self._said[level] = now
             _logger.log(level, "otel_activity: %s", line)

@@ -1,0 +1,147 @@
+"""Settings: where they come from, and what happens to wrong ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from otel_activity.errors import ConfigurationError
+from otel_activity.settings import FIELDS, InstrumentFlags, Settings, mask_dsn
+
+DSN = "postgresql://audit:s3cret@db.example:5432/app"
+
+
+def test_defaults_need_no_environment() -> None:
+    """An empty environment gives the documented defaults and nowhere to send events."""
+    settings = Settings.from_env({})
+    assert settings.exporters == ()
+    assert not settings.active
+    assert settings.startup == "check"
+
+
+def test_a_dsn_alone_chooses_postgres() -> None:
+    """Setting our DSN is enough to store events there."""
+    settings = Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": DSN})
+    assert settings.exporters == ("postgres",)
+    assert settings.active
+
+
+def test_a_tracing_endpoint_is_no_consent() -> None:
+    """The SDK's OTLP endpoint alone never receives audit values; our own does."""
+    assert Settings.from_env({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://vendor:4317"}).exporters == ()
+    ours = Settings.from_env({"OTEL_ACTIVITY_OTLP_ENDPOINT": "http://collector:4318"})
+    assert ours.exporters == ("otlp",)
+
+
+def test_the_console_is_a_default_only_for_a_person() -> None:
+    """Without a terminal nothing is printed; a configured exporter keeps the console out."""
+    assert Settings.from_env({}, interactive=True).exporters == ("console",)
+    with_dsn = Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": DSN}, interactive=True)
+    assert with_dsn.exporters == ("postgres",)
+
+
+def test_argument_beats_environment_beats_default() -> None:
+    """The order of precedence is the documented one."""
+    environ = {"OTEL_BLRP_MAX_QUEUE_SIZE": "5000"}
+    assert Settings.from_env(environ).max_queue_size == 5000
+    assert Settings.from_env(environ, max_queue_size=9000).max_queue_size == 9000
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable", "expected"),
+    [
+        ({"OTEL_ACTIVITY_EXPORTERS": "postgress"}, "OTEL_ACTIVITY_EXPORTERS", "did you mean 'postgres'"),
+        ({"OTEL_ACTIVITY_EXPORTERS": "postgres"}, "OTEL_ACTIVITY_EXPORTERS", "OTEL_ACTIVITY_POSTGRES_DSN="),
+        ({"OTEL_ACTIVITY_EXPORTERS": "none,otlp"}, "OTEL_ACTIVITY_EXPORTERS", "excludes"),
+        ({"OTEL_ACTIVITY_EXPORTERS": ","}, "OTEL_ACTIVITY_EXPORTERS", "empty"),
+        ({"OTEL_ACTIVITY_POSTGRES_DSN": "db.example"}, "OTEL_ACTIVITY_POSTGRES_DSN", "postgresql://"),
+        ({"OTEL_ACTIVITY_POSTGRES_DSN": f"{DSN}?nope=1"}, "OTEL_ACTIVITY_POSTGRES_DSN", "postgresql://"),
+        ({"OTEL_ACTIVITY_POSTGRES_SCHEMA": 'a"b'}, "OTEL_ACTIVITY_POSTGRES_SCHEMA", "identifier"),
+        ({"OTEL_ACTIVITY_OTLP_ENDPOINT": "collector:4317"}, "OTEL_ACTIVITY_OTLP_ENDPOINT", "http"),
+        ({"OTEL_ACTIVITY_STARTUP": "requir"}, "OTEL_ACTIVITY_STARTUP", "did you mean 'require'"),
+        ({"OTEL_ACTIVITY_STARTUP": "5"}, "OTEL_ACTIVITY_STARTUP", "check, warn, require"),
+        ({"OTEL_ACTIVITY_DISABLED": "maybe"}, "OTEL_ACTIVITY_DISABLED", "true or false"),
+        ({"OTEL_ACTIVITY_SHUTDOWN_TIMEOUT": "soon"}, "OTEL_ACTIVITY_SHUTDOWN_TIMEOUT", "number of seconds"),
+        ({"OTEL_BLRP_MAX_QUEUE_SIZE": "many"}, "OTEL_BLRP_MAX_QUEUE_SIZE", "whole number"),
+        ({"OTEL_BLRP_SCHEDULE_DELAY": "0"}, "OTEL_BLRP_SCHEDULE_DELAY", "out of range"),
+        (
+            {"OTEL_BLRP_MAX_EXPORT_BATCH_SIZE": "600", "OTEL_BLRP_MAX_QUEUE_SIZE": "500"},
+            "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
+            "use at most 500",
+        ),
+        ({"OTEL_ACTIVITY_REDCAT": "iban"}, "OTEL_ACTIVITY_REDCAT", "did you mean 'OTEL_ACTIVITY_REDACT'"),
+    ],
+)
+def test_a_wrong_setting_names_variable_value_and_fix(
+    environ: dict[str, str], variable: str, expected: str
+) -> None:
+    """Each wrong value is refused with one line that says what to do."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_env(environ)
+    assert caught.value.variable == variable
+    message = str(caught.value)
+    assert message.startswith(variable)
+    assert expected in message
+    assert "\n" not in message
+    assert "s3cret" not in message
+
+
+def test_a_small_queue_alone_is_no_mistake() -> None:
+    """The default batch follows a smaller queue: the SDK's own check would raise there."""
+    settings = Settings.from_env({"OTEL_BLRP_MAX_QUEUE_SIZE": "256"})
+    assert settings.max_export_batch_size == 256
+
+
+def test_an_unknown_argument_is_refused() -> None:
+    """A misspelt keyword of `instrument` does not pass for a setting."""
+    with pytest.raises(ConfigurationError, match="did you mean 'exporters'"):
+        Settings.from_env({}, exporter="console")
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:s3cret@h/db",
+        "postgresql://u:s3cret%40x@h/db",
+        "postgresql://u:s3@cret@h/db",
+        "postgresql://h/db?user=u&password=s3cret",
+        "host=h password=s3cret user=u",
+        "host=h password='s3 cret' user=u",
+        "postgresql://u:s3cret@h1,h2/db",
+    ],
+)
+def test_passwords_are_masked_in_every_form(dsn: str) -> None:
+    """No form of a connection string shows its password."""
+    masked = mask_dsn(dsn)
+    assert "s3" not in masked
+    assert "cret" not in masked
+    assert "h" in masked
+
+
+def test_the_masked_settings_and_the_repr_hide_the_password() -> None:
+    """What doctor prints and what a traceback shows hold no secret."""
+    settings = Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": DSN})
+    assert "s3cret" not in repr(settings)
+    assert "s3cret" not in str(settings.masked())
+
+
+def test_every_setting_is_documented() -> None:
+    """The reference in the docs names each variable."""
+    reference = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
+    documented = set(re.findall(r"`(OTEL_[A-Z_]+)`", reference))
+    assert {spec.variable for spec in FIELDS} <= documented
+
+
+def test_our_variables_are_flags_of_opentelemetry_instrument(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command lists our variables, not the SDK's, and gets our distro unless another was chosen."""
+    monkeypatch.delenv("OTEL_PYTHON_DISTRO", raising=False)
+    names = dir(InstrumentFlags())
+    assert "OTEL_ACTIVITY_POSTGRES_DSN" in names
+    assert not [name for name in names if not name.startswith("OTEL_ACTIVITY_")]
+    monkeypatch.setenv("OTEL_PYTHON_DISTRO", "somebody_else")
+    dir(InstrumentFlags())
+    import os
+
+    assert os.environ["OTEL_PYTHON_DISTRO"] == "somebody_else"

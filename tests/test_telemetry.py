@@ -1,0 +1,322 @@
+"""Events as OpenTelemetry log records, through the SDK's own provider, processor and exporters."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from concurrent import futures
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import psycopg
+import pytest
+from opentelemetry import _logs as logs_api
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import (
+    BatchLogRecordProcessor,
+    InMemoryLogRecordExporter,
+    LogRecordExporter,
+    LogRecordExportResult,
+)
+from opentelemetry.sdk.resources import Resource
+
+from otel_activity import semconv
+from otel_activity.codec import decode, encode
+from otel_activity.events import Event
+from otel_activity.exporters import PostgresLogExporter
+from otel_activity.postgres import schema
+from otel_activity.telemetry import GlobalPipeline, Pipeline, console_exporter, event_of, otlp_exporter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+RESOURCE = Resource({"service.name": "billing"})
+VALUE = {"amount": {"before": encode(1), "after": {"deep": [1, None, {"x": "é"}], "big": encode(1 << 80)}}}
+
+
+def event(number: int = 1) -> Event:
+    """An event with nested values."""
+    return Event(
+        id=f"01890000-0000-7000-8000-{number:012d}",
+        name=semconv.ENTITY_UPDATED,
+        time=1_700_000_000_123_456_000,
+        observed=1_700_000_000_200_000_001,
+        attributes={semconv.ENTITY_TYPE: "Invoice", semconv.ENTITY_ID: str(number), semconv.CHANGES: VALUE},
+        trace_id=0x1234,
+        span_id=0x56,
+        trace_flags=1,
+    )
+
+
+def pipeline(**overrides: Any) -> Pipeline:
+    """A pipeline with small delays."""
+    settings = {
+        "schedule_delay": 10,
+        "batch_size": 16,
+        "queue_size": 1000,
+        "export_timeout": 5000,
+        "version": "1",
+    }
+    return Pipeline(RESOURCE, **{**settings, **overrides})
+
+
+class Sink(logs_service_pb2_grpc.LogsServiceServicer):
+    """A real OTLP receiver that keeps what it gets, and can refuse."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.refusals = 0
+
+    def take(self, request: Any) -> bool:
+        if self.refusals:
+            self.refusals -= 1
+            return False
+        self.requests.append(request)
+        return True
+
+    def Export(self, request: Any, context: Any) -> Any:
+        if not self.take(request):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not now")
+        return logs_service_pb2.ExportLogsServiceResponse()
+
+    @property
+    def records(self) -> list[Any]:
+        return [
+            (resource.resource, scope.scope, record)
+            for request in self.requests
+            for resource in request.resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
+        ]
+
+
+@pytest.fixture(params=["grpc", "http/protobuf"])
+def otlp(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, Sink]]:
+    """Endpoint, protocol and sink of a receiver, for each protocol."""
+    sink = Sink()
+    if request.param == "grpc":
+        server = grpc.server(futures.ThreadPoolExecutor(2))
+        logs_service_pb2_grpc.add_LogsServiceServicer_to_server(sink, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"http://127.0.0.1:{port}", "grpc", sink
+        server.stop(None).wait()
+        return
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            taken = sink.take(logs_service_pb2.ExportLogsServiceRequest.FromString(body))
+            self.send_response(200 if taken and self.path == "/v1/logs" else 400)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}", "http/protobuf", sink
+        httpd.shutdown()
+        thread.join()
+
+
+def python_value(value: Any) -> Any:
+    """An AnyValue as a plain value."""
+    kind = value.WhichOneof("value")
+    if kind == "kvlist_value":
+        return {item.key: python_value(item.value) for item in value.kvlist_value.values}
+    if kind == "array_value":
+        return [python_value(item) for item in value.array_value.values]
+    return None if kind is None else getattr(value, kind)
+
+
+def test_an_event_is_a_log_record_for_otlp(otlp: tuple[str, str, Sink]) -> None:
+    """Name, times, trace, scope, resource and nested changes arrive as they were."""
+    endpoint, protocol, sink = otlp
+    road = pipeline()
+    road.add("otlp", otlp_exporter(endpoint, protocol))
+    road.emit(event())
+    assert road.shutdown(time.monotonic() + 10) == 0
+    ((resource, scope, record),) = sink.records
+    attributes = {item.key: python_value(item.value) for item in record.attributes}
+    assert record.event_name == semconv.ENTITY_UPDATED
+    assert record.time_unix_nano == event().time
+    assert record.observed_time_unix_nano == event().observed
+    assert int.from_bytes(record.trace_id) == 0x1234
+    assert int.from_bytes(record.span_id) == 0x56
+    assert scope.name == semconv.SCOPE_NAME
+    assert {item.key: item.value.string_value for item in resource.attributes}["service.name"] == "billing"
+    assert attributes[semconv.RECORD_UID] == event().id
+    assert attributes[semconv.CHANGES] == VALUE
+    assert decode(attributes[semconv.CHANGES]["amount"]["after"]["big"]) == 1 << 80
+
+
+def test_a_refused_otlp_batch_is_sent_again(otlp: tuple[str, str, Sink]) -> None:
+    """The SDK's processor forgets a batch that failed; ours is delivered once, and all of it."""
+    endpoint, protocol, sink = otlp
+    sink.refusals = 2
+    road = pipeline()
+    road.add("otlp", otlp_exporter(endpoint, protocol))
+    for number in range(40):
+        road.emit(event(number))
+    assert road.shutdown(time.monotonic() + 20) == 0
+    sent = [record.attributes for _, _, record in sink.records]
+    assert len(sent) == 40
+    assert road.lanes[0].confirmed == 40
+    assert road.lanes[0].retries == 2
+
+
+def test_limits_of_the_environment_do_not_cut_evidence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Attribute limits that are set for the application's logs leave audit records whole."""
+    monkeypatch.setenv("OTEL_ATTRIBUTE_COUNT_LIMIT", "1")
+    monkeypatch.setenv("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "3")
+    monkeypatch.setenv("OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT", "1")
+    kept: list[Event] = []
+    road = pipeline()
+    road.add("keep", Keep(kept))
+    road.add("console", console_exporter())
+    road.emit(event())
+    assert road.shutdown(time.monotonic() + 10) == 0
+    assert kept == [event()]
+
+
+class Keep:
+    """An `EventExporter` that keeps events; it may fail a number of times first."""
+
+    name = "keep"
+
+    def __init__(self, kept: list[Event], failures: int = 0) -> None:
+        self.kept = kept
+        self.failures = failures
+
+    def export(self, events: Sequence[Event], resource: Any) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("a bug in the exporter")
+        assert resource.service_name == "billing"
+        self.kept.extend(events)
+
+    def close(self) -> None:
+        pass
+
+    def after_fork(self) -> None:
+        pass
+
+
+def test_a_bug_in_an_exporter_loses_no_batch() -> None:
+    """An exception of any kind is treated as one failed attempt."""
+    kept: list[Event] = []
+    road = pipeline()
+    road.add("keep", Keep(kept, failures=2))
+    for number in range(30):
+        road.emit(event(number))
+    assert road.shutdown(time.monotonic() + 10) == 0
+    assert [item.attributes[semconv.ENTITY_ID] for item in kept] == [str(number) for number in range(30)]
+
+
+def test_the_sdk_queue_never_evicts() -> None:
+    """With a stuck exporter the lane counts what does not fit; the oldest records stay."""
+    kept: list[Event] = []
+    exporter = Keep(kept, failures=1 << 30)
+    road = pipeline(queue_size=20, batch_size=5)
+    road.add("keep", exporter)
+    for number in range(50):
+        road.emit(event(number))
+    assert road.lanes[0].dropped == 30
+    exporter.failures = 0
+    assert road.shutdown(time.monotonic() + 10) == 0
+    assert [item.attributes[semconv.ENTITY_ID] for item in kept] == [str(number) for number in range(20)]
+
+
+def test_what_is_left_at_the_deadline_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """A store that stays down does not hold the process beyond its time, and the loss has a number."""
+    road = pipeline()
+    road.add("keep", Keep([], failures=1 << 30))
+    for number in range(7):
+        road.emit(event(number))
+    assert road.shutdown(time.monotonic() + 0.3) == 7
+    assert "7 events were not delivered" in caplog.text
+
+
+def test_the_console_prints_one_json_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Console output is for people and for programs."""
+    import sys
+
+    exporter = console_exporter()
+    exporter.out = sys.stdout  # type: ignore[attr-defined]  # pytest replaced it after the SDK was imported
+    road = pipeline()
+    road.add("console", exporter)
+    road.emit(event(1))
+    road.emit(event(2))
+    assert road.shutdown(time.monotonic() + 10) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["attributes"][semconv.ENTITY_ID] for line in lines] == ["1", "2"]
+
+
+def test_the_applications_own_provider_can_carry_the_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With logger_provider=global the record goes through the application's processors, unchanged."""
+    memory = InMemoryLogRecordExporter()
+    provider = LoggerProvider(resource=RESOURCE, shutdown_on_exit=False)
+    provider.add_log_record_processor(BatchLogRecordProcessor(memory, schedule_delay_millis=10))
+    monkeypatch.setattr(logs_api, "get_logger_provider", lambda: provider)
+    monkeypatch.setattr(
+        logs_api, "get_logger", lambda name, version=None, **kw: provider.get_logger(name, version, **kw)
+    )
+    road = GlobalPipeline("1")
+    road.emit(event())
+    road.poke()
+    (record,) = memory.get_finished_logs()
+    assert event_of(record) == event()
+    provider.shutdown()
+
+
+def test_the_postgres_exporter_in_a_foreign_pipeline_stores_only_our_records(postgres_dsn: str) -> None:
+    """`OTEL_LOGS_EXPORTER=activity_postgres` gets the application's logs, too, and passes them over."""
+    schema.apply(postgres_dsn)
+    provider = LoggerProvider(resource=RESOURCE, shutdown_on_exit=False)
+    provider.add_log_record_processor(
+        BatchLogRecordProcessor(PostgresLogExporter(dsn=postgres_dsn), schedule_delay_millis=10)
+    )
+    provider.get_logger("somebody.else").emit(
+        body="not an audit record", event_name="activity.entity.created"
+    )
+    provider.get_logger(semconv.SCOPE_NAME).emit(
+        timestamp=event().time,
+        event_name=semconv.ENTITY_UPDATED,
+        attributes={**event().attributes, semconv.RECORD_UID: event().id},
+    )
+    provider.shutdown()
+    with psycopg.connect(postgres_dsn) as connection:
+        rows = connection.execute("SELECT id::text, service, entity_type FROM activity.events").fetchall()
+    assert rows == [(event().id, "billing", "Invoice")]
+
+
+def test_a_foreign_exporter_that_fails_is_retried_too() -> None:
+    """Any exporter of the SDK can be a road out; FAILURE means again."""
+
+    class Flaky(LogRecordExporter):
+        results = [LogRecordExportResult.FAILURE, LogRecordExportResult.SUCCESS]
+        calls = 0
+
+        def export(self, batch: Any) -> LogRecordExportResult:
+            Flaky.calls += 1
+            return self.results.pop(0)
+
+        def shutdown(self) -> None:
+            pass
+
+        def force_flush(self, timeout_millis: int = 0) -> bool:
+            return True
+
+    road = pipeline()
+    road.add("flaky", Flaky())
+    road.emit(event())
+    assert road.shutdown(time.monotonic() + 10) == 0
+    assert Flaky.calls == 2
