@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from otel_activity.capture.bracket import Bracket
+from otel_activity.capture.dialects import DialectHooks
 from otel_activity.capture.internals import InternalHooks, problems
 from otel_activity.capture.mapper import MapperHooks
 from otel_activity.capture.plan import Planner
-from otel_activity.capture.transactions import Bracket
 
 if TYPE_CHECKING:
     from otel_activity.ports import Delivery
@@ -42,7 +43,7 @@ class SQLAlchemyCapture:
         planner = Planner(redactor=redactor, include=include, exclude=exclude, limit=value_length_limit)
         self._bracket = Bracket(delivery)
         self._parts = (
-            self._bracket,
+            DialectHooks(self._bracket),
             MapperHooks(self._bracket, planner, fetch_before=fetch_before),
             InternalHooks(self._bracket, planner),
         )

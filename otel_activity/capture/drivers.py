@@ -6,9 +6,18 @@ import enum
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from otel_activity.capture.transactions import Transaction
+    from otel_activity.capture.transaction import Transaction
 
-__all__ = ["State", "certainly_aborted", "is_autocommit", "sqlstate", "transaction_state"]
+__all__ = [
+    "State",
+    "certainly_aborted",
+    "driver_state",
+    "is_autocommit",
+    "leaves_open",
+    "refused_by_server",
+    "sqlstate",
+    "transaction_state",
+]
 
 
 class State(enum.Enum):
@@ -16,49 +25,75 @@ class State(enum.Enum):
 
     OPEN = "open"
     FAILED = "failed"
+    INSIDE = "open or failed"
     ENDED = "ended"
     UNKNOWN = "unknown"
 
 
-# libpq's PGTransactionStatusType, the same numbers in psycopg and psycopg2.
-_LIBPQ: Final = {0: State.ENDED, 1: State.OPEN, 2: State.OPEN, 3: State.FAILED, 4: State.UNKNOWN}
+# libpq's PGTransactionStatusType, the same numbers in psycopg and psycopg2: idle, active (an answer is
+# outstanding), in a transaction, in a failed one, connection bad.
+_LIBPQ: Final = {0: State.ENDED, 1: State.UNKNOWN, 2: State.OPEN, 3: State.FAILED, 4: State.UNKNOWN}
 
 # SQLSTATEs that come from the server and still leave the outcome of a COMMIT open: connection
 # exceptions, "statement completion unknown", and the server shutting down under the statement.
 _UNCERTAIN_CLASSES: Final = ("08", "57P", "XX", "58")
 _UNCERTAIN: Final = frozenset({"40003"})
+_ENDS_CONNECTION: Final = frozenset({"FATAL", "PANIC"})
+
+# Drivers whose commit() and rollback() send nothing under AUTOCOMMIT, even after a BEGIN by hand.
+_SILENT: Final = frozenset({"psycopg2", "asyncpg"})
 
 
 def transaction_state(transaction: Transaction) -> State:
-    """The state before COMMIT is sent. asyncpg has no public one: then a failed statement tells."""
-    raw = transaction.raw()
-    status = _libpq_status(raw)
-    if status is not None:
-        return _LIBPQ.get(status, State.UNKNOWN)
-    return State.FAILED if transaction.poisoned else State.UNKNOWN
+    """The state now; where the driver does not tell an error, the failed statement that was seen does."""
+    state = driver_state(transaction.driver())
+    if transaction.poisoned and state in (State.UNKNOWN, State.INSIDE):
+        return State.FAILED
+    return State.OPEN if state is State.INSIDE else state
 
 
-def _libpq_status(raw: Any) -> int | None:
-    driver = getattr(raw, "driver_connection", None) or raw  # adapted async connections wrap the real one
-    libpq = getattr(driver, "pgconn", None)
-    if libpq is None:
-        libpq = getattr(driver, "info", None)
-    status = getattr(libpq, "transaction_status", None)
-    return int(status) if status is not None else None
+def driver_state(driver: Any) -> State:
+    """What the driver's own connection says. Never raises."""
+    try:
+        libpq = getattr(driver, "pgconn", None) or getattr(driver, "info", None)
+        status = getattr(libpq, "transaction_status", None)
+        if status is not None:
+            return _LIBPQ.get(int(status), State.UNKNOWN)
+        asked = getattr(driver, "is_in_transaction", None)  # asyncpg
+        if asked is not None:
+            return State.INSIDE if asked() else State.ENDED
+        inside = getattr(driver, "in_transaction", None)  # sqlite3, aiosqlite
+        if isinstance(inside, bool):
+            return State.OPEN if inside else State.ENDED
+    except Exception:  # noqa: BLE001 - a closed connection may raise whatever it likes
+        return State.UNKNOWN
+    return State.UNKNOWN
 
 
 def is_autocommit(dialect: Any, connection: Any) -> bool:
-    """Whether the DBAPI connection commits each statement by itself."""
+    """Whether the DBAPI connection is set to commit each statement by itself."""
+    raw = connection.dbapi_connection
+    if dialect.name == "sqlite":
+        # Python 3.12 put an attribute of its own beside `isolation_level`; it decides when it is a bool.
+        flag = getattr(raw, "autocommit", None)
+        return flag if isinstance(flag, bool) else getattr(raw, "isolation_level", "") is None
     detect = getattr(dialect, "detect_autocommit_setting", None)
     if detect is not None:
         try:
-            return bool(detect(connection))
+            return bool(detect(raw))
         except NotImplementedError:
             pass
-    raw = connection.dbapi_connection
-    if dialect.name == "sqlite":
-        return getattr(raw, "isolation_level", "") is None and getattr(raw, "autocommit", True) is not False
     return getattr(raw, "autocommit", False) is True
+
+
+def leaves_open(dialect: Any, connection: Any) -> bool:
+    """Whether ``commit()`` and ``rollback()`` of this connection send nothing.
+
+    Then a transaction that was begun by hand under AUTOCOMMIT stays open, whatever SQLAlchemy believes.
+    """
+    if dialect.driver not in _SILENT:
+        return False
+    return getattr(getattr(connection, "dbapi_connection", connection), "autocommit", False) is True
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -70,13 +105,29 @@ def sqlstate(error: BaseException) -> str | None:
     return None
 
 
+def refused_by_server(error: BaseException) -> bool:
+    """Whether a PostgreSQL server refused a statement, which fails the transaction it ran in.
+
+    asyncpg gives errors of its own a SQLSTATE too (a value that does not fit the column's type); the server
+    never saw those statements, and the transaction goes on. Only the server's errors carry a severity.
+    """
+    return sqlstate(error) is not None and _severity(error) is not None
+
+
 def certainly_aborted(error: BaseException) -> bool:
     """Whether an error raised by COMMIT proves that nothing was committed.
 
     Only an answer of the server does. A lost connection, a cancelled task or an error of the client
-    leaves both possible.
+    leaves both possible; so does an error that takes the connection or the server down.
     """
     code = sqlstate(error)
-    if code is None or code in _UNCERTAIN:
+    if code is None or code in _UNCERTAIN or _severity(error) in _ENDS_CONNECTION:
         return False
     return not code.startswith(_UNCERTAIN_CLASSES)
+
+
+def _severity(error: BaseException) -> str | None:
+    """Untranslated severity of a PostgreSQL error: in libpq's diagnostics, or on asyncpg's own error."""
+    found = getattr(getattr(error, "diag", None), "severity_nonlocalized", None)
+    found = found or getattr(error.__cause__, "severity_en", None)
+    return found if isinstance(found, str) else None

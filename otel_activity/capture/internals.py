@@ -16,8 +16,9 @@ from otel_activity.capture.guard import internal_error
 from otel_activity.capture.plan import MISSING
 
 if TYPE_CHECKING:
+    from otel_activity.capture.bracket import Bracket
     from otel_activity.capture.plan import Planner, SecondaryPlan
-    from otel_activity.capture.transactions import Bracket, Transaction
+    from otel_activity.capture.transaction import Transaction
 
 __all__ = ["InternalHooks", "problems"]
 

@@ -18,8 +18,9 @@ from otel_activity.capture.plan import MISSING
 from otel_activity.codec import ATOMIC
 
 if TYPE_CHECKING:
+    from otel_activity.capture.bracket import Bracket
     from otel_activity.capture.plan import Plan, Planner
-    from otel_activity.capture.transactions import Bracket, Transaction
+    from otel_activity.capture.transaction import Transaction
 
 __all__ = ["MapperHooks"]
 

@@ -1,0 +1,384 @@
+"""The transaction bracket: which captured changes were committed, decided where COMMIT is sent.
+
+Session events lie about commits (a released savepoint fires ``after_commit``; a transaction in error
+commits nothing and says nothing), so units belong to a (DBAPI connection, transaction) pair. What guards
+the dialects' methods and the statements (`dialects`, `statements`) only routes; the fates are decided here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from otel_activity.capture import drivers
+from otel_activity.capture.guard import internal_error
+from otel_activity.capture.transaction import Transaction
+from otel_activity.errors import ActivityError
+from otel_activity.events import Commit, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_activity.ports import Delivery
+
+__all__ = ["Bracket"]
+
+_UNSEEN = "ended outside SQLAlchemy"
+_UNDEFINED_OBJECT = "42704"  # COMMIT PREPARED of an id that is not there
+
+
+class Bracket:
+    """Knows the open transactions and hands finished units to a `Delivery`.
+
+    Args:
+        delivery: where units go.
+    """
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self._open: dict[int, Transaction] = {}
+        self._prepared: dict[tuple[Any, ...], Unit] = {}
+
+    def clear(self) -> None:
+        """Forget everything; open transactions end unrecorded."""
+        self._open.clear()
+        self._prepared.clear()
+
+    after_fork = clear
+    """In a forked child: the parent's transactions are the parent's to report."""
+
+    # --- finding the transaction -------------------------------------------------------------
+
+    def transaction(self, connection: Any) -> Transaction:
+        """The open transaction of an SQLAlchemy `Connection`, opened here if this is its first change."""
+        fairy = connection.connection
+        raw = fairy.dbapi_connection
+        found = self._open.get(id(raw))
+        if found is not None and found.owns(raw):
+            return found
+        return self._adopt(raw, connection, fairy)
+
+    def _adopt(self, raw: Any, connection: Any, fairy: Any) -> Transaction:
+        dialect = connection.dialect
+        key = id(raw)
+
+        def gone(_: object) -> None:
+            self._open.pop(key, None)
+
+        anchor, via = _anchor(raw, fairy, gone)
+        transaction = Transaction(
+            key,
+            anchor,
+            via,
+            dialect,
+            connection.engine.url.database or "",
+            autocommit=drivers.is_autocommit(dialect, fairy),
+        )
+        if transaction.autocommit:
+            self.look(transaction)
+        self._open[key] = transaction
+        return transaction
+
+    def find(self, connection: Any) -> Transaction | None:
+        """The open transaction of a pooled or raw DBAPI connection, if it has captured anything."""
+        if not self._open:
+            return None
+        raw = getattr(connection, "dbapi_connection", connection)
+        found = self._open.get(id(raw))
+        return found if found is not None and found.owns(raw) else None
+
+    def find_for(self, connection: Any) -> Transaction | None:
+        """As `find`, for an SQLAlchemy `Connection`."""
+        if not self._open:
+            return None
+        try:
+            raw = connection.connection.dbapi_connection
+        except Exception:  # noqa: BLE001 - an invalidated connection has no transaction
+            return None
+        found = self._open.get(id(raw))
+        return found if found is not None and found.owns(raw) else None
+
+    def _forget(self, transaction: Transaction) -> Unit | None:
+        if self._open.get(transaction.key) is transaction:
+            del self._open[transaction.key]
+        return transaction.take()
+
+    # --- looking at the server ---------------------------------------------------------------
+
+    def look(self, transaction: Transaction) -> None:
+        """After a statement: the driver knows whether it stands in a transaction or was committed already.
+
+        That is better than any setting: a BEGIN by hand under AUTOCOMMIT, and statements that follow a
+        COMMIT by hand on drivers that do not notice it, are then what they are.
+        """
+        state = drivers.driver_state(transaction.driver())
+        if state is drivers.State.ENDED:
+            transaction.autocommit = True
+        elif state is not drivers.State.UNKNOWN:
+            transaction.autocommit = False
+
+    def watch(self, transaction: Transaction) -> None:
+        """Before a statement: entries whose transaction is over belong to nothing that comes now."""
+        unit = transaction.unit
+        if unit is None or transaction.inside or transaction.autocommit:
+            return
+        if drivers.driver_state(transaction.driver()) is drivers.State.ENDED:
+            unit = transaction.take()
+            if unit is not None:
+                self._unseen(unit, _UNSEEN)
+
+    # --- handing over ------------------------------------------------------------------------
+
+    def _deliver(self, method: Callable[..., None], unit: Unit, *args: Any) -> None:
+        try:
+            method(unit, *args)
+        except Exception:  # noqa: BLE001 - hooks never raise into the application
+            internal_error(f"delivery ({getattr(method, '__name__', method)})")
+
+    def _prepare(self, unit: Unit) -> None:
+        """Freeze and prepare; only a refusal that the user asked for gets out."""
+        try:
+            _freeze(unit)
+            self.delivery.prepare(unit)
+        except ActivityError:
+            raise
+        except Exception:  # noqa: BLE001 - hooks never raise into the application
+            internal_error("prepare")
+
+    def _prepare_after(self, unit: Unit) -> None:
+        """Prepare what is committed already: too late to refuse."""
+        try:
+            self._prepare(unit)
+        except ActivityError:
+            internal_error("prepare after the fact")
+
+    def _committed(self, unit: Unit) -> None:
+        unit.commit = Commit.REPORTED
+        self._deliver(self.delivery.committed, unit)
+
+    def _aborted(self, unit: Unit) -> None:
+        self._deliver(self.delivery.aborted, unit)
+
+    def _undecided(self, unit: Unit, why: str, error: BaseException | None = None) -> None:
+        unit.commit = Commit.UNKNOWN
+        unit.error = why
+        self._deliver(self.delivery.undecided, unit, error)
+
+    def _unseen(self, unit: Unit, why: str) -> None:
+        """The transaction ended where nobody saw how."""
+        self._prepare_after(unit)
+        self._undecided(unit, why)
+
+    def settle(self, transaction: Transaction) -> None:
+        """Under AUTOCOMMIT each statement was committed as it ran: release what is there."""
+        transaction.close_batch()
+        unit, transaction.unit = transaction.unit, None
+        if unit is not None and unit.entries:
+            self._prepare_after(unit)
+            self._committed(unit)
+
+    # --- the fates ---------------------------------------------------------------------------
+
+    def begin(self, transaction: Transaction) -> None:
+        """A new transaction begins on a connection that has entries of an older one.
+
+        Nobody rolled that back (a pool that does not reset): if it is still open, both end together.
+        """
+        if transaction.autocommit:
+            self.settle(transaction)
+            self._forget(transaction)
+        elif drivers.transaction_state(transaction) in (drivers.State.ENDED, drivers.State.UNKNOWN):
+            unit = self._forget(transaction)
+            if unit is not None:
+                self._unseen(unit, _UNSEEN)
+
+    def commit(
+        self, transaction: Transaction, send: Callable[[], Any], undo: Callable[[], Any] | None = None
+    ) -> Any:
+        """Bracket one COMMIT.
+
+        Args:
+            transaction: the transaction it ends.
+            send: sends the COMMIT.
+            undo: rolls back; called when delivery refuses, because a COMMIT that was refused must not be
+                made up for by the next one on the same connection.
+
+        Raises:
+            ActivityError: delivery refused (fail closed); nothing was committed.
+        """
+        if transaction.autocommit:
+            self.settle(transaction)
+            self._forget(transaction)
+            return send()
+        unit, doubt = transaction.unit, transaction.doubt
+        if unit is None or not unit.entries:
+            self._forget(transaction)
+            return send()
+        state = drivers.transaction_state(transaction)
+        if state is drivers.State.FAILED:
+            # The server answers COMMIT with ROLLBACK and no error: nothing is committed.
+            return self.abort(transaction, send)
+        self._prepare_or_undo(transaction, unit, undo)
+        transaction.inside = True
+        try:
+            result = send()
+        except BaseException as error:
+            self._commit_failed(transaction, unit, error)
+            raise
+        finally:
+            transaction.inside = False
+        self._forget(transaction)
+        if state is drivers.State.ENDED:
+            self._undecided(unit, _UNSEEN)
+        elif doubt is not None:
+            self._undecided(unit, doubt)
+        else:
+            self._committed(unit)
+        return result
+
+    def _prepare_or_undo(self, transaction: Transaction, unit: Unit, undo: Callable[[], Any] | None) -> None:
+        try:
+            self._prepare(unit)
+        except ActivityError:
+            self._forget(transaction)
+            self._aborted(unit)
+            if undo is not None:
+                try:
+                    undo()
+                except Exception:  # noqa: BLE001 - the refusal is what the application must see
+                    internal_error("rollback after a refused commit")
+            raise
+
+    def _commit_failed(self, transaction: Transaction, unit: Unit, error: BaseException) -> None:
+        if drivers.driver_state(transaction.driver()) is drivers.State.OPEN:
+            # Nothing happened yet (SQLite: database is locked). The next COMMIT or ROLLBACK decides.
+            again = Unit(unit.transaction_id, system=unit.system, database=unit.database)
+            again.entries = list(unit.entries)
+            transaction.unit = again
+            self._aborted(unit)
+            return
+        self._forget(transaction)
+        if drivers.certainly_aborted(error):
+            self._aborted(unit)
+        else:
+            self._undecided(unit, type(error).__name__, error)
+
+    def abort(self, transaction: Transaction, send: Callable[[], Any]) -> Any:
+        """Bracket one ROLLBACK. A rollback that fails (connection lost) is still a rollback."""
+        if transaction.autocommit:
+            self.settle(transaction)
+            self._forget(transaction)
+            return send()
+        unit = transaction.unit
+        ended = unit is not None and drivers.driver_state(transaction.driver()) is drivers.State.ENDED
+        transaction.inside = True
+        try:
+            return send()
+        finally:
+            transaction.inside = False
+            unit = self._forget(transaction)
+            if unit is not None:
+                if ended:
+                    # Somebody ended the transaction on the driver's connection: commit or rollback, unseen.
+                    self._unseen(unit, _UNSEEN)
+                else:
+                    self._aborted(unit)
+
+    def released(self, transaction: Transaction, name: str) -> None:
+        """A savepoint was released. SQLite commits when that was the outermost and nothing began before."""
+        transaction.release(name)
+        if transaction.unit is not None:
+            state = drivers.driver_state(transaction.driver())
+            if state is drivers.State.ENDED:
+                self.settle(transaction)
+
+    def split(self, transaction: Transaction, why: str) -> None:
+        """End the unit with an unknown fate; the transaction object goes with it."""
+        unit = self._forget(transaction)
+        if unit is not None:
+            self._unseen(unit, why)
+
+    # --- two-phase ---------------------------------------------------------------------------
+
+    def prepare_twophase(
+        self, transaction: Transaction, key: tuple[Any, ...], send: Callable[[], Any]
+    ) -> Any:
+        """Bracket PREPARE TRANSACTION; the unit waits under its global id.
+
+        Raises:
+            ActivityError: delivery refused (fail closed); the transaction is still open, not prepared.
+        """
+        unit = transaction.unit
+        if unit is None or not unit.entries:
+            self._forget(transaction)
+            return send()
+        if drivers.transaction_state(transaction) is drivers.State.FAILED:
+            return self.abort(transaction, send)
+        self._prepare_or_undo(transaction, unit, None)
+        transaction.inside = True
+        try:
+            result = send()
+        except BaseException as error:
+            self._commit_failed(transaction, unit, error)
+            raise
+        finally:
+            transaction.inside = False
+        self._forget(transaction)
+        self._prepared[key] = unit
+        return result
+
+    def commit_prepared(self, key: tuple[Any, ...], send: Callable[[], Any]) -> Any:
+        """Bracket COMMIT PREPARED, from whichever connection it comes."""
+        unit = self._prepared.get(key)
+        if unit is None:
+            return send()
+        try:
+            result = send()
+        except BaseException as error:
+            # A definite refusal leaves the transaction prepared on the server: its end is still to come.
+            if not drivers.certainly_aborted(error) or drivers.sqlstate(error) == _UNDEFINED_OBJECT:
+                self._prepared.pop(key, None)
+                self._undecided(unit, type(error).__name__, error)
+            raise
+        self._prepared.pop(key, None)
+        self._committed(unit)
+        return result
+
+    def rollback_prepared(self, key: tuple[Any, ...], send: Callable[[], Any]) -> Any:
+        """Bracket ROLLBACK PREPARED; one that fails leaves the unit waiting."""
+        result = send()
+        unit = self._prepared.pop(key, None)
+        if unit is not None:
+            self._aborted(unit)
+        return result
+
+
+def _anchor(raw: Any, fairy: Any, gone: Callable[[object], None]) -> tuple[Callable[[], Any], str]:
+    """A weak reference that dies no later than the connection.
+
+    Adapted async connections cannot be referenced weakly, but the driver's can; sqlite3's cannot at all,
+    so there the pool's proxy stands in, which is dropped when the connection goes back or away.
+    """
+    driver = getattr(raw, "driver_connection", None)
+    for target, via in ((raw, ""), (driver, "driver_connection"), (fairy, "dbapi_connection")):
+        if target is not None:
+            try:
+                return weakref.ref(target, gone), via
+            except TypeError:
+                continue
+    raise TypeError(f"cannot follow the life of a {type(raw).__name__}")
+
+
+def _freeze(unit: Unit) -> None:
+    """Read each change's request context now, just before COMMIT: late authentication counts."""
+    context: Any = None
+    frozen: dict[str, Any] | None = None
+    for entry in unit.entries:
+        found = entry.context
+        if found is None:  # none was in force, or it was read for a COMMIT that did not get through
+            continue
+        if found is not context:
+            context = found
+            frozen = found.snapshot()
+        entry.attributes = frozen
+        entry.context = None

@@ -1,0 +1,182 @@
+"""What is known of one DBAPI connection's open transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import uuid_utils
+
+from otel_activity.events import Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_activity.events import Entry
+
+__all__ = ["Transaction"]
+
+
+class Transaction:
+    """One DBAPI connection's open transaction: its unit, its savepoints, the batch that is being written.
+
+    Attributes:
+        key: ``id()`` of the DBAPI connection, under which the bracket finds it.
+        anchor: weak reference to what lives as long as the connection (see `Bracket`); never the only owner.
+        via: attribute that leads from the DBAPI connection to the anchor (``driver_connection``) or from
+            the anchor to it (``dbapi_connection``); empty when they are the same object.
+        dialect: SQLAlchemy's dialect.
+        database: name of the database.
+        autocommit: what was written last was committed by itself; read again after each statement.
+        unit: captured entries; None while there are none.
+        inside: a guarded method of this connection is running: what it calls in turn is its own business.
+        poisoned: a statement failed on the server, which aborts a PostgreSQL transaction until a savepoint.
+        doubt: why the fate of the entries cannot be known even after a COMMIT.
+        savepoints: name, number of entries and `poisoned` at each open savepoint.
+        held: values read before a statement changes them, by instance state, until its after-event.
+        matched: rows that the last DELETE matched; None when the driver does not say.
+        start: where in the unit the current batch of one flush step begins; -1 between batches.
+        updates: entries of updates in the current batch.
+        inserts: entries of inserts in the current batch.
+    """
+
+    __slots__ = (
+        "anchor",
+        "autocommit",
+        "database",
+        "dialect",
+        "doubt",
+        "held",
+        "inserts",
+        "inside",
+        "key",
+        "matched",
+        "poisoned",
+        "savepoints",
+        "start",
+        "unit",
+        "updates",
+        "via",
+    )
+
+    def __init__(
+        self, key: int, anchor: Callable[[], Any], via: str, dialect: Any, database: str, *, autocommit: bool
+    ) -> None:
+        self.key = key
+        self.anchor = anchor
+        self.via = via
+        self.dialect = dialect
+        self.database = database
+        self.autocommit = autocommit
+        self.unit: Unit | None = None
+        self.inside = False
+        self.poisoned = False
+        self.doubt: str | None = None
+        self.savepoints: list[tuple[str, int, bool]] = []
+        self.held: dict[Any, dict[str, Any]] = {}
+        self.matched: int | None = None
+        self.start = -1
+        self.updates = 0
+        self.inserts = 0
+
+    def owns(self, raw: Any) -> bool:
+        """Whether it belongs to that very connection, not to one that had its ``id()`` before."""
+        anchor = self.anchor()
+        if anchor is raw:
+            return True
+        if anchor is None or not self.via:
+            return False
+        if self.via == "driver_connection":
+            return getattr(raw, "driver_connection", None) is anchor
+        return anchor.dbapi_connection is raw
+
+    def driver(self) -> Any:
+        """The driver's own connection, or None when it is gone."""
+        anchor = self.anchor()
+        return anchor.dbapi_connection if self.via == "dbapi_connection" and anchor is not None else anchor
+
+    def opened(self) -> Unit:
+        """The unit, made when the first entry comes."""
+        unit = self.unit
+        if unit is None:
+            unit = self.unit = Unit(str(uuid_utils.uuid7()), system=self.dialect.name, database=self.database)
+        return unit
+
+    def take(self) -> Unit | None:
+        """Take the unit out and forget all that belongs to it; None when nothing was captured."""
+        self.close_batch()
+        unit, self.unit = self.unit, None
+        self.savepoints.clear()
+        self.held.clear()
+        self.poisoned = False
+        self.doubt = None
+        return unit if unit is not None and unit.entries else None
+
+    # One step of a flush (SQLAlchemy's `save_obj`) announces all its objects, runs the UPDATEs, then the
+    # INSERTs, and then reports the inserted objects before the updated ones. Entries go in statement order.
+
+    def batch(self) -> None:
+        """An object was announced: if the previous step has reported, a new one begins."""
+        if self.inserts or self.updates:
+            self.close_batch()
+
+    def close_batch(self) -> None:
+        """The step is over: entries that come later stand behind its entries."""
+        self.start = -1
+        self.updates = self.inserts = 0
+
+    def add_insert(self, entry: Entry) -> None:
+        """An inserted row was reported."""
+        entries = self.opened().entries
+        if self.start < 0:
+            self.start = len(entries)
+        entries.append(entry)
+        self.inserts += 1
+
+    def add_update(self, entry: Entry) -> None:
+        """An updated row was reported; it stands before the rows that the same step inserted."""
+        entries = self.opened().entries
+        if self.start < 0:
+            self.start = len(entries)
+        if self.inserts:
+            entries.insert(self.start + self.updates, entry)
+        else:
+            entries.append(entry)
+        self.updates += 1
+
+    def add(self, entry: Entry) -> None:
+        """Any other row was reported, in the order of the statements."""
+        self.close_batch()
+        self.opened().entries.append(entry)
+
+    def mark(self, name: str) -> None:
+        """SAVEPOINT. A name in use is hidden by the new one until that is released, as in SQL."""
+        self.close_batch()
+        self.savepoints.append((name, len(self.unit) if self.unit else 0, self.poisoned))
+
+    def _find(self, name: str) -> int:
+        for index in range(len(self.savepoints) - 1, -1, -1):
+            if self.savepoints[index][0] == name:
+                return index
+        return -1
+
+    def rollback_to(self, name: str) -> None:
+        """Take away what came after the savepoint; the savepoint itself stays, as in SQL."""
+        self.close_batch()
+        self.held.clear()
+        index = self._find(name)
+        if index < 0:
+            # Set on the driver's connection, unseen: nobody knows which entries it took away.
+            self.poisoned = False
+            self.doubt = "rolled back to a savepoint that was set outside SQLAlchemy"
+            return
+        _, position, self.poisoned = self.savepoints[index]
+        if self.unit is not None:
+            del self.unit.entries[position:]
+        del self.savepoints[index + 1 :]
+
+    def release(self, name: str) -> None:
+        """RELEASE SAVEPOINT: it and those set after it are gone, the entries stay."""
+        self.close_batch()
+        index = self._find(name)
+        if index >= 0:
+            del self.savepoints[index:]
