@@ -7,6 +7,7 @@ Exit status of every command: 0 done; 1 a check failed, or the store cannot be r
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Any, Final
@@ -63,6 +64,13 @@ class LazyGroup(click.Group):
             return result
         except ActivityError as error:
             raise _reported(error) from error
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            error.ctx = None  # one line; --help has the usage
+            raise
+        except ImportError as error:
+            raise _not_installed(error) from error
         except BrokenPipeError:
             _forget_stdout()
             ctx.exit(0)
@@ -77,6 +85,12 @@ class _Misconfigured(click.ClickException):
 def _reported(error: ActivityError) -> click.ClickException:
     kind = _Misconfigured if isinstance(error, ConfigurationError) else click.ClickException
     return kind(" ".join(str(error).split()))
+
+
+def _not_installed(error: ImportError) -> click.ClickException:
+    """psycopg without a libpq, first of all: what to install, instead of a traceback."""
+    reason = " ".join(str(error).split())
+    return _Misconfigured(f'{reason}; pip install "otel-activity[binary]" brings the PostgreSQL driver')
 
 
 def _forget_stdout() -> None:
@@ -95,6 +109,9 @@ def _forget_stdout() -> None:
 @click.version_option(__version__, "-V", "--version", message="otel-activity %(version)s")
 def cli() -> None:
     """The audit trail of your service: set it up, check it, read it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
