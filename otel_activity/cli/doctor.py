@@ -11,7 +11,7 @@ import click
 
 from otel_activity.cli.app import EXIT_FAILED
 from otel_activity.cli.checks import Check, Level, environment_checks
-from otel_activity.cli.options import json_option, store_options
+from otel_activity.cli.options import json_option, unchecked_store_options
 from otel_activity.cli.render import json_line, output_width, printable, say
 from otel_activity.settings import FIELDS, Settings, mask_dsn
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 _COLORS: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
-_TITLE: Final = 16
+_TITLE: Final = 19
 
 
 @click.command()
 @click.option("--settings", "only_settings", is_flag=True, help="Print every setting instead of checking.")
 @json_option
-@store_options
+@unchecked_store_options
 @click.pass_context
 def doctor(ctx: click.Context, dsn: str | None, schema: str, only_settings: bool, as_json: bool) -> None:
     """Check the installation, the settings and the store; one line for each check.

@@ -26,6 +26,7 @@ __all__ = [
     "require_dsn",
     "store_options",
     "the_filter",
+    "unchecked_store_options",
 ]
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -121,11 +122,20 @@ def _checked(ctx: click.Context, param: click.Parameter, value: str | None) -> s
 
 def store_options(command: F) -> F:
     """Add ``--dsn`` and ``--schema``; the command gets ``dsn`` (may be `None`) and ``schema``."""
+    return _store_options(command, _checked)
+
+
+def unchecked_store_options(command: F) -> F:
+    """`store_options` for a command that reports a wrong value itself."""
+    return _store_options(command, None)
+
+
+def _store_options(command: F, check: Any) -> F:
     dsn = click.option(
         "--dsn",
         envvar="OTEL_ACTIVITY_POSTGRES_DSN",
         metavar="DSN",
-        callback=_checked,
+        callback=check,
         help="The PostgreSQL that holds the events. [env: OTEL_ACTIVITY_POSTGRES_DSN]",
     )
     schema = click.option(
@@ -134,7 +144,7 @@ def store_options(command: F) -> F:
         default="activity",
         show_default=True,
         metavar="NAME",
-        callback=_checked,
+        callback=check,
         help="Schema of its tables. [env: OTEL_ACTIVITY_POSTGRES_SCHEMA]",
     )
     return dsn(schema(command))

@@ -34,20 +34,20 @@ def store_checks(dsn: str, schema: str, *, exporting: bool) -> list[Check]:
         schema: schema of its tables.
         exporting: whether services with this environment store there, so that the user must be allowed to.
     """
+    checks: list[Check] = []
     try:
         server = inspect_server(dsn, schema)
-        checks = list(_server(server, dsn))
+        checks += _server(server, dsn)
         state = store_schema.status(dsn, schema)
         ready = Level.OK if state.ready else Level.FAIL
         checks.append(Check("schema", ready, f"{schema}: {describe(state)}"))
         if state.ready:
             checks += _permissions(server, exporting=exporting)
             checks += _contents(inspect_contents(dsn, schema, server), state)
-        return checks
     except ActivityError as error:
         text, _, fix = str(error).rpartition("; ")
-        failed = Check("store", Level.FAIL, text or fix, fix if text else None)
-        return [failed]
+        checks.append(Check("store", Level.FAIL, text or fix, fix if text else None))
+    return checks
 
 
 def _server(server: Server, dsn: str) -> Iterator[Check]:
@@ -77,15 +77,15 @@ def _clock(server: Server) -> Check:
 
 
 def _permissions(server: Server, *, exporting: bool) -> Iterator[Check]:
-    fix = f"run the SQL of `otel-activity schema sql --grants --writer {server.role}` as the owner"
+    command = "run the SQL of `otel-activity schema sql --grants --writer {}` as the owner"
     if server.can_insert:
         yield Check("may store", Level.OK, f"{server.role} may store events")
     else:
         level = Level.FAIL if exporting else Level.WARN
-        yield Check("may store", level, f"{server.role} may not store events", fix)
+        yield Check("may store", level, f"{server.role} may not store events", command.format(server.role))
     if server.can_change and exporting:
         text = f"{server.role} may also change and delete events"
-        yield Check("append only", Level.WARN, text, f"let services use a role with less; {fix}")
+        yield Check("append only", Level.WARN, text, f"use a role of its own: {command.format('ROLE')}")
     if not server.can_select:
         reader = "search, history and tail need a role of --reader"
         yield Check("may search", Level.OK, f"{server.role} may not search, as a writer should; {reader}")
