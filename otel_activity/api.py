@@ -325,7 +325,10 @@ def _after_fork() -> None:
 
 
 def _flush_at_end_of_worker(runtime: _Runtime) -> None:
-    """A forked `multiprocessing` child ends by ``os._exit`` after its own finalizers, without ``atexit``."""
+    """A forked `multiprocessing` child ends by ``os._exit`` after its own finalizers, without ``atexit``.
+
+    It clears the finalizers it inherited when it starts, and only then runs its after-fork hooks.
+    """
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
-        util.Finalize(None, runtime.flush, exitpriority=0)
+        util.register_after_fork(runtime, lambda runtime: util.Finalize(None, runtime.flush, exitpriority=0))

@@ -24,6 +24,7 @@ __all__ = ["FIELDS", "Field", "InstrumentFlags", "Settings", "flags", "mask_dsn"
 PREFIX: Final = "OTEL_ACTIVITY_"
 EXPORTERS: Final = ("postgres", "otlp", "console", "none")
 STARTUP_MODES: Final = ("check", "warn", "require")
+_DSN_FIX: Final = "use postgresql://user:password@host:5432/database"
 LOGGER_PROVIDERS: Final = ("own", "global")
 
 _PASSWORD_IN_URL = re.compile(r"(://[^:/?#@]*:)[^@/?#]*(@)")
@@ -116,13 +117,14 @@ def _dsn(text: str) -> str:
     import psycopg.conninfo
 
     try:
-        psycopg.conninfo.conninfo_to_dict(text)
+        parts = psycopg.conninfo.conninfo_to_dict(text)
     except psycopg.ProgrammingError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
         reason = reason.split('"')[0].strip() or "unreadable"  # libpq quotes the value, password included
-        raise ValueError(
-            f"not a PostgreSQL connection string ({reason}); use postgresql://user:password@host:5432/database"
-        ) from None
+        raise ValueError(f"not a PostgreSQL connection string ({reason}); {_DSN_FIX}") from None
+    ports = str(parts.get("port") or "5432").split(",")
+    if not all(port.isdigit() and 0 < int(port) < 65_536 for port in ports if port):
+        raise ValueError(f"the port is not a number from 1 to 65535; {_DSN_FIX}")
     if "://" not in text and "=" not in text:
         raise ValueError(
             "not a PostgreSQL connection string; use postgresql://user:password@host:5432/database"

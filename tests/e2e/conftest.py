@@ -1,0 +1,27 @@
+"""Fixtures of the end-to-end tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from otel_activity.postgres import schema
+from tests.e2e.support import World
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Server
+
+
+@pytest.fixture
+def world(postgres_server: Server, postgres_dsn: str, request: pytest.FixtureRequest) -> Iterator[World]:
+    """An empty application database and a store with its schema."""
+    name = f"store_{abs(hash(request.node.nodeid))}"
+    store = postgres_server.create_database(name)
+    schema.apply(store)
+    made = World(postgres_dsn, store)
+    yield made
+    made.close()
+    postgres_server.drop_database(name)

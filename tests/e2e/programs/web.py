@@ -1,0 +1,36 @@
+"""A FastAPI program that knows nothing of auditing: each request adds a row."""
+
+import os
+
+from fastapi import FastAPI
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Task(Base):
+    __tablename__ = "task"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+engine = create_engine(os.environ["DATABASE_URL"])
+app = FastAPI()
+
+
+@app.get("/ready")
+def ready() -> dict[str, bool]:
+    Base.metadata.create_all(engine)
+    return {"ready": True}
+
+
+@app.post("/tasks")
+def create() -> dict[str, int]:
+    with Session(engine) as session:
+        task = Task(name="from the web")
+        session.add(task)
+        session.commit()
+        return {"id": task.id}
