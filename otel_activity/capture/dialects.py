@@ -1,6 +1,6 @@
 """Guards the dialects' own methods: begin, commit, rollback, savepoints, two-phase, close.
 
-Every class that defines one of them is patched, those that are loaded later when they are first built.
+Every class that defines one of them is patched, those that are loaded later when they are defined.
 """
 
 from __future__ import annotations
@@ -38,19 +38,16 @@ class DialectHooks:
     # --- installing --------------------------------------------------------------------------
 
     def install(self) -> None:
-        """Guard all dialect classes there are, and those that are loaded later, when first built."""
+        """Guard all dialect classes there are, and those that are defined later."""
         self._installed = True
-        self._patch(DefaultDialect, "__init__", self._wrap_init)
+        self._add(DefaultDialect, "__init_subclass__", self._subclass_hook())
         for cls in _with_subclasses(DefaultDialect):
             self._guard_bases(cls)
         for proxy in (pool_base._ConnDialect, pool_base._AsyncConnDialect):
             self._guard(proxy)
         # The pooled connection hands `commit` through by __getattr__; a method of its own is seen.
         for name in ("commit", "rollback"):
-            if name not in vars(pool_base._ConnectionFairy):
-                method = self._fairy_method(name)
-                setattr(pool_base._ConnectionFairy, name, method)
-                self._patched.append((pool_base._ConnectionFairy, name, None, method))
+            self._add(pool_base._ConnectionFairy, name, self._fairy_method(name))
 
     def uninstall(self) -> None:
         """Put back every attribute exactly as it was.
@@ -68,6 +65,12 @@ class DialectHooks:
         self._patched.clear()
         self._classes.clear()
         self._bracket.clear()
+
+    def _add(self, cls: type, name: str, ours: Any) -> None:
+        """Give a class an attribute of its own that it has only inherited so far, if at all."""
+        if name not in vars(cls):
+            setattr(cls, name, ours)
+            self._patched.append((cls, name, None, ours))
 
     def _patch(self, cls: type, name: str, wrap: Callable[[Any], Any]) -> None:
         original = vars(cls)[name]
@@ -110,13 +113,18 @@ class DialectHooks:
             "do_execute_no_params": self._statements.wrap_execute_no_params,
         }
 
-    def _wrap_init(self, original: Any) -> Any:
-        def __init__(dialect: Any, *args: Any, **kwargs: Any) -> None:
-            if self._installed and type(dialect) not in self._classes:
-                self._guard_bases(type(dialect))
-            original(dialect, *args, **kwargs)
+    def _subclass_hook(self) -> Any:
+        """Sees each dialect class when it is defined.
 
-        return __init__
+        Not a wrapped ``__init__``: `create_engine` reads the signatures of those to learn its arguments.
+        """
+
+        def __init_subclass__(cls: Any, **kwargs: Any) -> None:
+            super(DefaultDialect, cls).__init_subclass__(**kwargs)
+            if self._installed:
+                self._guard_bases(cls)
+
+        return classmethod(__init_subclass__)
 
     # --- the guarded methods -----------------------------------------------------------------
 

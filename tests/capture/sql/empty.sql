@@ -1,0 +1,1 @@
+TRUNCATE account, note RESTART IDENTITY

@@ -1,0 +1,243 @@
+"""What the capture tests share: a recording delivery, two tables, and the truth as the server tells it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
+from sqlalchemy import CheckConstraint, Engine, create_engine, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from otel_activity import semconv
+from otel_activity.events import Commit, Event, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_activity.capture.bracket import Bracket
+
+SYNC_DRIVERS = ("psycopg", "psycopg2")
+ASYNC_DRIVERS = ("asyncpg", "psycopg")
+_SQL = Path(__file__).parent / "sql"
+
+
+def sql(name: str) -> str:
+    """One of the SQL files beside this module."""
+    return (_SQL / f"{name}.sql").read_text()
+
+
+class Base(DeclarativeBase):
+    """Models of the tests; the tables come from ``tables.sql`` (PostgreSQL) or `Base.metadata` (SQLite)."""
+
+
+class Account(Base):
+    __tablename__ = "account"
+    __table_args__ = (CheckConstraint("name <> 'forbidden'"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    balance: Mapped[int] = mapped_column(default=0)
+
+
+class Note(Base):
+    __tablename__ = "note"
+    __table_args__ = (CheckConstraint("body <> 'forbidden'"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    body: Mapped[str]
+
+
+class Open:
+    """A redactor that hides nothing."""
+
+    def is_secret(self, name: str) -> bool:
+        return False
+
+    def clean(self, value: Any) -> Any:
+        return value
+
+
+class Call(NamedTuple):
+    """One call of the delivery port."""
+
+    kind: str
+    transaction_id: str
+    size: int
+    error: str | None
+
+
+class Recorder:
+    """A delivery that keeps what it is handed, and holds the bracket to the port's contract."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.events: list[Event] = []
+        """Events of committed units, in the order of release."""
+        self.doubtful: list[Event] = []
+        """Events of undecided units."""
+        self.broken: list[str] = []
+        """Violations of the contract."""
+        self._waiting: dict[int, Unit] = {}
+        self._lock = threading.Lock()
+
+    def _note(self, kind: str, unit: Unit) -> None:
+        self.calls.append(Call(kind, unit.transaction_id, len(unit), unit.error))
+        if not unit.entries:
+            self.broken.append(f"{kind} of an empty unit")
+        if any(entry.context is not None for entry in unit.entries) and kind != "aborted":
+            self.broken.append(f"{kind} of a unit that still holds its request context")
+
+    def prepare(self, unit: Unit) -> None:
+        with self._lock:
+            self._note("prepare", unit)
+            if id(unit) in self._waiting:
+                self.broken.append("prepared twice")
+            self._waiting[id(unit)] = unit
+
+    def committed(self, unit: Unit) -> None:
+        with self._lock:
+            self._note("committed", unit)
+            if self._waiting.pop(id(unit), None) is None:
+                self.broken.append("committed without prepare")
+            if unit.commit is not Commit.REPORTED:
+                self.broken.append(f"committed as {unit.commit}")
+            self.events += unit.events()
+
+    def aborted(self, unit: Unit) -> None:
+        with self._lock:
+            self._note("aborted", unit)
+            self._waiting.pop(id(unit), None)
+
+    def undecided(self, unit: Unit, error: BaseException | None) -> None:
+        with self._lock:
+            self._note("undecided", unit)
+            if self._waiting.pop(id(unit), None) is None:
+                self.broken.append("undecided without prepare")
+            self.doubtful += unit.events()
+
+    def unfinished(self) -> int:
+        """Prepared units whose end was never told."""
+        return len(self._waiting)
+
+    # --- reading what was recorded -----------------------------------------------------------
+
+    @property
+    def kinds(self) -> list[str]:
+        """The calls' names in order."""
+        return [call.kind for call in self.calls]
+
+    @property
+    def ends(self) -> list[str]:
+        """As `kinds`, without ``prepare``."""
+        return [call.kind for call in self.calls if call.kind != "prepare"]
+
+    def names(self, column: str = "name") -> list[Any]:
+        """The new value of a column in each committed event that has one, in order."""
+        return [after_of(event, column) for event in self.events if column in changes_of(event)]
+
+    def doubtful_names(self, column: str = "name") -> list[Any]:
+        """As `names`, of the undecided events."""
+        return [after_of(event, column) for event in self.doubtful if column in changes_of(event)]
+
+    def transactions(self) -> list[str]:
+        """Transaction id of each committed event, in order."""
+        return [event.attributes[semconv.TRANSACTION_ID] for event in self.events]
+
+    def replayed(self, table: str = "account", column: str = "name") -> list[tuple[int, Any]]:
+        """The rows that a table must hold if the committed events are the whole truth."""
+        rows: dict[int, Any] = {}
+        for event in self.events:
+            if event.attributes[semconv.DB_COLLECTION_NAME] != table:
+                continue
+            key = int(event.attributes[semconv.ENTITY_ID])
+            if event.name == semconv.ENTITY_DELETED:
+                del rows[key]
+            elif event.name == semconv.ENTITY_CREATED:
+                assert key not in rows, f"row {key} created twice"
+                rows[key] = after_of(event, column)
+            else:
+                assert key in rows, f"row {key} updated before it was created"
+                rows[key] = after_of(event, column) if column in changes_of(event) else rows[key]
+        return sorted(rows.items())
+
+
+def changes_of(event: Event) -> dict[str, Any]:
+    """``activity.changes`` of an event."""
+    found: dict[str, Any] = event.attributes[semconv.CHANGES]
+    return found
+
+
+def after_of(event: Event, column: str) -> Any:
+    """The new value of a column."""
+    return changes_of(event)[column].get("after")
+
+
+class Scene:
+    """One server, two databases, one recorder; engines made here are disposed at the end."""
+
+    def __init__(self, recorder: Recorder, bracket: Bracket, dsn: str, other_dsn: str) -> None:
+        self.recorder = recorder
+        self.bracket = bracket
+        self.dsn = dsn
+        self.other_dsn = other_dsn
+        self._engines: list[Engine] = []
+
+    def engine(self, driver: str = "psycopg", *, other: bool = False, **options: Any) -> Engine:
+        """A new engine on one of the databases."""
+        dsn = self.other_dsn if other else self.dsn
+        engine = create_engine(url_of(dsn, driver), **options)
+        self._engines.append(engine)
+        return engine
+
+    def dispose(self) -> None:
+        for engine in self._engines:
+            engine.dispose()
+
+    def ask(self, name: str, *, other: bool = False, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Run one of the SQL files on a connection of its own, unseen by SQLAlchemy."""
+        with psycopg.connect(self.other_dsn if other else self.dsn, autocommit=True) as connection:
+            cursor = connection.execute(sql(name).encode(), parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def check(self) -> None:
+        """What was released is what the table holds: nothing missing, nothing extra."""
+        assert self.recorder.replayed() == self.ask("rows")
+
+    def when_asleep(self, action: str) -> threading.Thread:
+        """Start a thread that waits until a backend sleeps in its COMMIT and then cancels or terminates it."""
+        thread = threading.Thread(target=self._strike, args=(action,))
+        thread.start()
+        return thread
+
+    def wait_asleep(self) -> int:
+        """Wait for a backend that sleeps in its COMMIT; its process id."""
+        return int(wait_for(lambda: self.ask("asleep"))[0][0])
+
+    def _strike(self, action: str) -> None:
+        self.ask(action, pid=self.wait_asleep())
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Poll until the condition holds; its value. Fails by the test's own timeout, not by a clock of its own."""
+    while not (found := condition()):
+        time.sleep(0.01)
+    return found
+
+
+def url_of(dsn: str, driver: str) -> str:
+    """An SQLAlchemy URL for a driver."""
+    return dsn.replace("postgresql://", f"postgresql+{driver}://", 1)
+
+
+def add(session: Session, name: str) -> Account:
+    """Add an account and flush it."""
+    account = Account(name=name)
+    session.add(account)
+    session.flush()
+    return account
+
+
+def run(session: Session, statement: str) -> None:
+    """Execute a text."""
+    session.execute(text(statement))
