@@ -18,7 +18,6 @@ from otel_activity.capture import SQLAlchemyCapture, check
 from otel_activity.delivery import QueuedDelivery
 from otel_activity.errors import ExportError, StoreUnavailable
 from otel_activity.frameworks.starlette import LifespanFlush
-from otel_activity.postgres.exporter import PostgresEventExporter
 from otel_activity.redaction import Redactor
 from otel_activity.settings import Settings
 from otel_activity.telemetry import (
@@ -32,6 +31,8 @@ from otel_activity.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from otel_activity.postgres.exporter import PostgresEventExporter
 
 __all__ = ["flush_queue", "get_queue_metrics", "instrument", "is_active", "shutdown", "uninstrument"]
 
@@ -218,6 +219,9 @@ def _own_pipeline(settings: Settings, environ: Mapping[str, str]) -> Pipeline:
 
 
 def _postgres(settings: Settings) -> PostgresEventExporter:
+    # Late, because psycopg needs a libpq, which a process that exports by OTLP alone may not have.
+    from otel_activity.postgres.exporter import PostgresEventExporter
+
     return PostgresEventExporter(
         settings.postgres_dsn or "",  # Settings has checked that there is one
         settings.postgres_schema,
