@@ -148,8 +148,14 @@ class Redactor:
             return REDACTED
 
     def _look_into(self, value: Any, kind: type, copies: _Copies, depth: int) -> Any:
-        if not issubclass(kind, _NESTED):
-            return value
+        if (
+            not issubclass(kind, _NESTED)
+            or issubclass(kind, enum.Enum)
+            or hasattr(kind, "__sa_type_engine__")
+        ):
+            return (
+                value  # the last is SQLAlchemy's MultiRange, a list to Python and one value to the database
+            )
         if depth > MAX_DEPTH:
             return REDACTED
         copy: Any

@@ -25,6 +25,7 @@ DISPLAY_LENGTH: Final = 200
 """Longest text that `display` returns."""
 
 _ESCAPED = re.compile(r"\\(\\|u[0-9a-f]{4})")
+_TINY_OFFSET = re.compile(r"(.+)([+-])00:00:00\.(\d{6})")
 _DURATION = re.compile(r"P(-?)(\d+)DT(-?)(\d+)\.(\d{6})S")
 
 # --- decode ---------------------------------------------------------------------------------------
@@ -65,6 +66,19 @@ def _to_int(text: str) -> int:
     return int(text, 16) if "x" in text else int(text)
 
 
+def _to_moment(kind: Any) -> Callable[[str], Any]:
+    """`fromisoformat`, which takes an offset below one second for UTC."""
+
+    def decoder(text: str) -> Any:
+        tiny = _TINY_OFFSET.fullmatch(text)
+        if tiny is None:
+            return kind.fromisoformat(text)
+        offset = dt.timedelta(microseconds=int(tiny[2] + tiny[3]))
+        return kind.fromisoformat(tiny[1]).replace(tzinfo=dt.timezone(offset))
+
+    return decoder
+
+
 def _to_duration(text: str) -> dt.timedelta:
     match = _DURATION.fullmatch(text)
     if match is None:
@@ -98,9 +112,9 @@ _DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$int": _to_int,
     "$float": float,
     "$decimal": Decimal,
-    "$datetime": dt.datetime.fromisoformat,
+    "$datetime": _to_moment(dt.datetime),
     "$date": dt.date.fromisoformat,
-    "$time": dt.time.fromisoformat,
+    "$time": _to_moment(dt.time),
     "$duration": _to_duration,
     "$uuid": uuid.UUID,
     "$bytes": lambda text: binascii.a2b_base64(text, strict_mode=True),
@@ -183,10 +197,12 @@ def _show_items(opening: str, items: list[Any], closing: str, depth: int) -> str
 def _show_object(encoded: dict[str, Any], depth: int) -> str:
     if depth >= _SHOWN_DEPTH:
         return "{...}"
-    shown = [
-        _show({key: item}, depth) if key == "$rest" else f"{_printable(key)}: {_show(item, depth + 1)}"
-        for key, item in islice(encoded.items(), _SHOWN_ITEMS)
-    ]
+    shown = []
+    for key, item in islice(encoded.items(), _SHOWN_ITEMS):
+        if key == "$rest" and type(item) is int:
+            shown.append(f"... and {item} more")
+        else:
+            shown.append(f"{_printable(key)}: {_show(item, depth + 1)}")
     if len(encoded) > _SHOWN_ITEMS:
         shown.append("...")
     return f"{{{', '.join(shown)}}}"

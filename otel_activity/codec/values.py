@@ -75,7 +75,8 @@ class _State:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.left = max(limit * TOTAL_FACTOR, MIN_TOTAL)
+        total = limit * TOTAL_FACTOR
+        self.left = total if total > MIN_TOTAL else MIN_TOTAL
         self.open: set[int] = set()
         """Containers being encoded, by id: one met again refers to itself."""
 
@@ -95,21 +96,24 @@ def encode(value: Any, limit: int = 65_536) -> Any:
         a dict (str keys) of these. Shared with the input only where it is immutable.
     """
     kind = type(value)
-    if kind is str:
-        if len(value) <= limit and value.isascii() and "\0" not in value:
-            return value
-    elif kind is int:
-        if _INT_MIN <= value <= _INT_MAX:
-            return value
-    elif value is None or kind is bool:
-        return value
     try:
+        if kind is str:
+            if len(value) <= limit and value.isascii() and "\0" not in value:
+                return value
+        elif kind is int:
+            if _INT_MIN <= value <= _INT_MAX:
+                return value
+        elif value is None or kind is bool:
+            return value
         scalar = _SCALARS.get(kind)
         if scalar is not None:
             return scalar(value, limit)
-        return _item(value, _State(limit), 0)
+        return (_ENCODERS.get(kind) or _learn(kind))(value, _State(limit), 0)
     except Exception as error:  # noqa: BLE001 - one odd value must never cost the event
-        return _failed(kind, error)
+        try:
+            return _failed(kind, error)
+        except RecursionError:  # called at the very end of the stack: no further call is possible
+            return {"$replaced": {"type": "object", "reason": "raised RecursionError"}}
 
 
 def _item(value: Any, state: _State, depth: int) -> Any:
@@ -147,7 +151,7 @@ def _charge(encoded: Any, state: _State) -> Any:
         payload = next(iter(encoded.values()))
         if type(payload) is str:
             state.left -= len(payload)
-        else:
+        elif type(payload) is dict:  # truncated
             state.left -= _MARK_COST + len(payload["head"]) + (payload["length"] >> 6)
     return encoded
 
@@ -224,7 +228,7 @@ def _timedelta(value: dt.timedelta, limit: int) -> Any:
 
 
 def _uuid(value: Any, limit: int) -> Any:
-    return {"$uuid": _own_text(value)}
+    return {"$uuid": str(value) if type(value) is uuid.UUID else _own_text(value)}
 
 
 def _address(value: Any, limit: int) -> Any:
@@ -380,9 +384,13 @@ def _pairs(pairs: list[tuple[Any, Any]], total: int, state: _State, depth: int) 
 
 def _plain_keys(pairs: list[tuple[Any, Any]], limit: int) -> bool:
     for key, _ in pairs:
-        if type(key) is not str or len(key) > limit or key[:1] == "$":
+        if type(key) is not str or len(key) > limit:
             return False
-        if "\0" in key or not (key.isascii() or _is_plain(key)):
+        if (
+            key.isidentifier()
+        ):  # one call that rules out "$", NUL and surrogates for nearly every key there is
+            continue
+        if key[:1] == "$" or not _is_plain(key):
             return False
     return True
 
@@ -431,10 +439,7 @@ def _unknown(value: Any, state: _State, depth: int) -> Any:
 
 def _failed(kind: type, error: Exception) -> Any:
     """The mark for a value that raised. The error's message may quote the value, its type cannot."""
-    try:
-        return _replaced(kind, f"raised {_type_name(type(error))}")
-    except Exception:  # noqa: BLE001 - at the end of the stack even this may raise RecursionError
-        return {"$replaced": {"type": "object", "reason": "raised an error"}}
+    return _replaced(kind, f"raised {_type_name(type(error))}")
 
 
 def _replaced(kind: type, reason: str) -> Any:
