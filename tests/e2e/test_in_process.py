@@ -1,0 +1,180 @@
+"""`otel_activity.instrument()` in a running program: start, outage of the store, end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import create_engine
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from starlette.routing import Router
+
+import otel_activity
+from otel_activity.embedded import EmbeddedPostgres
+from otel_activity.errors import ConfigurationError, StoreUnavailable
+from otel_activity.frameworks.starlette import LifespanFlush
+from otel_activity.postgres import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+pytestmark = pytest.mark.e2e
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "order"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item: Mapped[str]
+
+
+@pytest.fixture
+def engine(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """The application's engine; the environment says nothing, and auditing is off afterwards."""
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+    made = create_engine(postgres_dsn.replace("postgresql://", "postgresql+psycopg://"))
+    Base.metadata.create_all(made)
+    yield made
+    otel_activity.shutdown(0.1)
+    made.dispose()
+
+
+def order(engine: Engine, item: str) -> None:
+    """One transaction of the application."""
+    with Session(engine) as session:
+        session.add(Order(item=item))
+        session.commit()
+
+
+def items(dsn: str) -> list[str]:
+    """The items of all stored events, in order."""
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute(
+            "SELECT changes -> 'item' ->> 'after' FROM activity.events ORDER BY sequence"
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def test_a_store_that_goes_away_never_reaches_the_application(engine: Engine) -> None:
+    """Killed, restarted, killed again: the application commits on, and everything is stored once."""
+    with EmbeddedPostgres() as store:
+        dsn = store.create_database("audit")
+        schema.apply(dsn)
+        assert otel_activity.instrument(postgres_dsn=dsn, schedule_delay=20)
+        expected = []
+        for outage in range(2):
+            for number in range(20):
+                expected.append(f"{outage}-{number}")
+                order(engine, expected[-1])
+                if number == 5:
+                    store.kill()
+                if number == 15:
+                    assert not otel_activity.flush_queue(0.3)
+                    trouble = otel_activity.get_queue_metrics()["exporters"]["postgres"]["trouble"]
+                    assert "cannot be reached" in trouble or "connection" in trouble
+                    store.start()
+            assert otel_activity.flush_queue(30)
+        assert items(dsn) == expected
+        assert otel_activity.get_queue_metrics()["dropped"] == 0
+        assert otel_activity.shutdown(10)
+
+
+def test_instrument_twice_is_once_and_uninstrument_restores(engine: Engine, postgres_dsn: str) -> None:
+    """A second call changes nothing; after `uninstrument` every attribute and the signal handler are back."""
+    schema.apply(postgres_dsn)
+    before = (vars(DefaultDialect).copy(), Router.lifespan, signal.getsignal(signal.SIGTERM))
+    for _ in range(2):
+        assert otel_activity.instrument(postgres_dsn=postgres_dsn)
+        assert otel_activity.instrument(postgres_dsn="postgresql://elsewhere/db")
+        assert otel_activity.is_active()
+        assert vars(DefaultDialect)["do_commit"] is not before[0]["do_commit"]
+        order(engine, "audited")
+        otel_activity.uninstrument()
+        assert not otel_activity.is_active()
+        assert (dict(vars(DefaultDialect)), Router.lifespan, signal.getsignal(signal.SIGTERM)) == (
+            dict(before[0]),
+            *before[1:],
+        )
+        order(engine, "not audited")
+    assert items(postgres_dsn) == ["audited", "audited"]
+
+
+def test_the_instrumentor_is_an_opentelemetry_instrumentor(engine: Engine, postgres_dsn: str) -> None:
+    """`ActivityInstrumentor` starts and ends the same audit trail, with settings as arguments."""
+    schema.apply(postgres_dsn)
+    instrumentor = otel_activity.ActivityInstrumentor()
+    instrumentor.instrument(postgres_dsn=postgres_dsn)
+    order(engine, "by the instrumentor")
+    instrumentor.uninstrument()
+    assert items(postgres_dsn) == ["by the instrumentor"]
+
+
+def test_wrong_settings_raise_in_code(engine: Engine) -> None:
+    """A direct call raises what is wrong; nothing is half started."""
+    with pytest.raises(ConfigurationError, match="exporters"):
+        otel_activity.instrument(exporters=["postgress"])
+    with pytest.raises(StoreUnavailable, match="OTEL_ACTIVITY_STARTUP=require"):
+        otel_activity.instrument(
+            postgres_dsn="postgresql://127.0.0.1:1/none", startup="require", startup_timeout=0.1
+        )
+    assert not otel_activity.is_active()
+    assert not otel_activity.instrument(disabled=True)
+    assert otel_activity.flush_queue(0)
+    assert otel_activity.get_queue_metrics() == {}
+
+
+def test_include_exclude_and_redact_reach_the_capture(engine: Engine, postgres_dsn: str) -> None:
+    """Settings that choose tables and secrets are obeyed end to end."""
+    schema.apply(postgres_dsn)
+    otel_activity.instrument(postgres_dsn=postgres_dsn, exclude=["ord*"])
+    order(engine, "left out")
+    otel_activity.uninstrument()
+    otel_activity.instrument(postgres_dsn=postgres_dsn, include=["order"], redact=["item"])
+    order(engine, "a secret")
+    otel_activity.uninstrument()
+    with psycopg.connect(postgres_dsn) as connection:
+        rows = connection.execute("SELECT events::text FROM activity.events").fetchall()
+    assert len(rows) == 1
+    assert "redacted" in rows[0][0]
+    assert "a secret" not in rows[0][0]
+
+
+def test_a_lifespan_flushes_before_it_is_complete() -> None:
+    """Shutdown is complete only after the flush, which does not run on the event loop."""
+    happened: list[str] = []
+    original = Router.lifespan
+
+    def flush() -> None:
+        happened.append("flush" if threading.current_thread() is not threading.main_thread() else "blocked")
+
+    hook = LifespanFlush(flush)
+    hook.install()
+    app = FastAPI()
+    messages: list[dict[str, Any]] = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        happened.append(message["type"])
+
+    async def serve() -> None:
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)  # type: ignore[arg-type]
+
+    asyncio.run(serve())
+    assert happened == ["lifespan.startup.complete", "flush", "lifespan.shutdown.complete"]
+    hook.uninstall()
+    assert Router.lifespan is original
