@@ -412,6 +412,14 @@ def test_equal_sets_have_equal_encodings() -> None:
     assert encode(set(names)) == encode(set(backwards)) == {"$set": sorted(names)}
 
 
+@pytest.mark.parametrize("number", [2.0**53, 1e16, -1e16, 1e-16, 5e-324, -0.0])
+def test_floats_that_jsonb_would_change_are_tagged(number: float) -> None:
+    """A float that would come back as an integer, as 0.0 or as hundreds of digits is written as text."""
+    assert encode(number) == {"$float": repr(number)}
+    assert encode(2.0**53 - 1) == 2.0**53 - 1
+    assert encode(1e-15) == 1e-15
+
+
 def test_huge_integers_do_not_meet_the_digit_limit() -> None:
     """Python refuses to write 2**20000 in decimal; the encoding does not ask it to."""
     for number in (2**20_000, -(2**20_000), 10**300, -(2**63) - 1):
