@@ -257,8 +257,8 @@ def test_interleaved_writers_lose_and_repeat_nothing(postgres_dsn: str) -> None:
     run_state_machine_as_test(
         Bound,
         settings=settings(
-            max_examples=25,
-            stateful_step_count=25,
+            max_examples=60,
+            stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
