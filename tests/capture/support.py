@@ -205,7 +205,7 @@ class Scene:
         assert self.recorder.replayed() == self.ask("rows")
 
     def when_asleep(self, action: str) -> threading.Thread:
-        """Start a thread that waits until a backend sleeps in its COMMIT and then cancels or terminates it."""
+        """Start a thread that cancels or terminates the backend once it sleeps in its COMMIT."""
         thread = threading.Thread(target=self._strike, args=(action,))
         thread.start()
         return thread
@@ -219,7 +219,7 @@ class Scene:
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
-    """Poll until the condition holds; its value. Fails by the test's own timeout, not by a clock of its own."""
+    """Poll until the condition holds; its value. A test that waits in vain ends by its timeout."""
     while not (found := condition()):
         time.sleep(0.01)
     return found
