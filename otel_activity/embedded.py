@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "free_port"]
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "bound_to_this_process", "free_port"]
 
 SUPERUSER: Final = "postgres"
 START_TIMEOUT: Final = 60.0
@@ -112,6 +112,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def bound_to_this_process(command: list[str]) -> list[str]:
+    """The command to start instead, so that the process ends (SIGINT) when the thread that starts it does.
+
+    That is where Linux sees to it; elsewhere it is the command itself.
+    """
+    return _shim(command, -1, -1) if _LINUX else command
+
+
+def _shim(command: list[str], uid: int, gid: int) -> list[str]:
+    identity = [str(os.getpid()), str(uid), str(gid)]
+    return [sys.executable, "-I", "-S", "-c", _EXEC_SHIM, *identity, *command]
 
 
 class EmbeddedPostgres:
@@ -358,8 +371,7 @@ class EmbeddedPostgres:
         uid, gid = _server_user()
         if not (uid >= 0 or (_LINUX and thread_bound)):
             return [path, *arguments]
-        identity = [str(os.getpid()), str(uid), str(gid)]
-        return [sys.executable, "-I", "-S", "-c", _EXEC_SHIM, *identity, path, *arguments]
+        return _shim([path, *arguments], uid, gid)
 
     # --- the process ----------------------------------------------------------------------------------
 

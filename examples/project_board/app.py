@@ -231,8 +231,8 @@ async def create_task(project_id: uuid.UUID, data: TaskIn, db: AsyncDatabase) ->
 
 @app.patch("/tasks/{task_id}", response_model=TaskOut)
 async def change_task(task_id: int, data: TaskPatch, db: AsyncDatabase) -> Task:
-    """Change a task, details in place."""
-    task = found(await db.get(Task, task_id))
+    """Change a task, details in place; locked, so that two changes at once do not undo each other."""
+    task = found(await db.get(Task, task_id, with_for_update=True))
     merge(task, data.model_dump(exclude_none=True), "details")
     await db.commit()
     return task
@@ -278,7 +278,7 @@ async def create_comment(task_id: int, data: CommentIn, db: AsyncDatabase) -> Co
 @app.post("/tasks/{task_id}/reassign/{user_id}", response_model=TaskOut)
 async def reassign(task_id: int, user_id: int, db: AsyncDatabase) -> Task:
     """Hand a task over and say so in a comment; refused after both were written when it is done already."""
-    task = found(await db.get(Task, task_id))
+    task = found(await db.get(Task, task_id, with_for_update=True))
     task.assignee_id = user_id
     db.add(Comment(task_id=task.id, author_id=user_id, body="I take over."))
     await db.flush()
@@ -300,7 +300,7 @@ async def delete_comment(comment_id: int, db: AsyncDatabase) -> Response:
 async def delete_task(task_id: int, db: AsyncDatabase) -> Response:
     """Delete a task with its comments and its labels' rows."""
     everything = [selectinload(Task.comments), selectinload(Task.labels)]
-    await db.delete(found(await db.get(Task, task_id, options=everything)))
+    await db.delete(found(await db.get(Task, task_id, options=everything, with_for_update={"of": Task})))
     await db.commit()
     return Response(status_code=204)
 
