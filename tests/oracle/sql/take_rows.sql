@@ -1,0 +1,1 @@
+DELETE FROM oracle_row RETURNING seq, txid::text, table_name, operation, old, new;
