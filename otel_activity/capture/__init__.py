@@ -45,7 +45,7 @@ class SQLAlchemyCapture:
         self._parts = (
             DialectHooks(self._bracket),
             MapperHooks(self._bracket, planner, fetch_before=fetch_before),
-            InternalHooks(self._bracket, planner),
+            InternalHooks(self._bracket, planner, fetch_before=fetch_before),
         )
         self.installed = False
 

@@ -35,7 +35,8 @@ _current_otel = otel_context.get_current
 class Change:
     """A row of an entity before and after one statement.
 
-    `before` and `after` map column names to values; a name that is missing on one side is not known there.
+    `before` and `after` map column names to values; a name that is missing on one side, or `MISSING`, is not
+    known there.
     Values are immutable Python objects, or `Encoded`.
     """
 
@@ -116,7 +117,10 @@ class Change:
         changes: dict[str, Any] = {}
         if not before:
             for name, value in after.items():
-                changes[name] = {"after": value.value if type(value) is Encoded else encode(value, limit)}
+                if value is MISSING:
+                    changes[name] = {}
+                else:
+                    changes[name] = {"after": value.value if type(value) is Encoded else encode(value, limit)}
             return changes
         for name, value in before.items():
             sides: dict[str, Any] = {}

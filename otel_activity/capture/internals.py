@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.orm import attributes, dependency, persistence
+from sqlalchemy.orm import dependency, persistence
+from sqlalchemy.orm.base import PassiveFlag
 
 from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change
 from otel_activity.capture.guard import internal_error
+from otel_activity.capture.mapper import read_row, record
 from otel_activity.capture.plan import MISSING
 
 if TYPE_CHECKING:
     from otel_activity.capture.bracket import Bracket
-    from otel_activity.capture.plan import Planner, SecondaryPlan
+    from otel_activity.capture.plan import Plan, Planner, SecondaryPlan
     from otel_activity.capture.transaction import Transaction
 
 __all__ = ["InternalHooks", "problems"]
@@ -28,6 +30,8 @@ _POST_UPDATE: Final = next(
     (name for name in ("_post_update", "post_update") if hasattr(persistence, name)), None
 )
 _RUN_CRUD: Final = "_run_crud"
+# The order of the statements; without it only that order is lost.
+_sort_states: Final[Any] = getattr(persistence, "_sort_states", lambda _, states: states)
 
 
 def problems() -> list[str]:
@@ -45,8 +49,9 @@ def problems() -> list[str]:
 class InternalHooks:
     """Wraps the two functions."""
 
-    def __init__(self, bracket: Bracket, planner: Planner) -> None:
+    def __init__(self, bracket: Bracket, planner: Planner, *, fetch_before: bool = False) -> None:
         self._bracket = bracket
+        self._fetch = fetch_before
         self._planner = planner
         self._patched: list[tuple[Any, str, Any]] = []
 
@@ -87,14 +92,14 @@ class InternalHooks:
         connection = uow.transaction.connection(dependency.mapper)
         transaction = self._bracket.transaction(connection)
         for row in delete:
-            self._add(transaction, plan, DELETED, row, _values(plan, row), {})
+            self._add(transaction, plan, DELETED, row, _whole(plan, row), {})
         for row in update:
             # SQLAlchemy names the values it looks for ``old_<column>``.
             old = {key: row.get(f"old_{key}", MISSING) for key in plan.by_key if f"old_{key}" in row}
             new = {key: value for key, value in row.items() if key in plan.by_key}
             self._add(transaction, plan, UPDATED, new, _values(plan, old), _values(plan, new))
         for row in insert:
-            self._add(transaction, plan, CREATED, row, {}, _values(plan, row))
+            self._add(transaction, plan, CREATED, row, {}, _whole(plan, row, inserted=True))
         if transaction.autocommit:
             self._bracket.settle(transaction)
 
@@ -103,7 +108,7 @@ class InternalHooks:
         transaction: Transaction, plan: SecondaryPlan, kind: Any, row: Any, before: Any, after: Any
     ) -> None:
         identity = tuple(row.get(key) for key in plan.pk)
-        partial = len(before or after) < len(plan.by_key)
+        partial = any(value is MISSING for values in (before, after) for value in values.values())
         transaction.add(Change(plan, kind, identity, before, after, partial=partial))
 
     # --- post_update -------------------------------------------------------------------------
@@ -112,57 +117,128 @@ class InternalHooks:
         def post_update(base_mapper: Any, states: Any, uow: Any, post_update_cols: Any) -> Any:
             states = list(states)
             try:
-                changed = [self._changed(state, post_update_cols) for state in states]
+                found = self._announced(base_mapper, states, uow, post_update_cols)
             except Exception:  # noqa: BLE001 - hooks never raise into the application
                 internal_error("post_update")
-                changed = []
+                found = []
             result = original(base_mapper, states, uow, post_update_cols)
             try:
-                self._post_updated(base_mapper, uow, changed)
+                self._post_updated(base_mapper, uow, found)
             except Exception:  # noqa: BLE001 - hooks never raise into the application
                 internal_error("post_update")
             return result
 
         return post_update
 
-    def _changed(self, state: Any, columns: Any) -> tuple[Any, dict[str, tuple[Any, Any]]]:
-        """The columns that the statement is about to write, with both sides."""
-        mapper = state.manager.mapper
-        dict_ = state.dict
-        found: dict[str, tuple[Any, Any]] = {}
-        for column in columns:
+    def _announced(self, base_mapper: Any, states: Any, uow: Any, columns: Any) -> list[_PostUpdate]:
+        """What the statements are about to write, in their order."""
+        found = []
+        for state in _sort_states(base_mapper, states):
+            plan = self._planner.plan(state.manager.mapper)
+            if plan is not None:
+                post = _PostUpdate(plan, state, columns)
+                if post.written:
+                    found.append(post)
+        if self._fetch and found:
+            connection = uow.transaction.connection(base_mapper)
+            for post in found:
+                post.old.update(read_row(connection, post.plan, post.state.key, post.unknown()))
+        return found
+
+    def _post_updated(self, base_mapper: Any, uow: Any, found: list[_PostUpdate]) -> None:
+        if not found:
+            return
+        transaction = self._bracket.transaction(uow.transaction.connection(base_mapper))
+        for post in found:
+            deleted = uow.is_deleted(post.state)
+            change = post.change(deleted)
+            if change is not None:
+                transaction.add(change)
+            if deleted:
+                # The row that is deleted next is not the one that the session remembers.
+                transaction.held.setdefault(post.state, {}).update(post.new)
+        if transaction.autocommit:
+            self._bracket.settle(transaction)
+
+
+class _PostUpdate:
+    """One row that a post-update writes: what is known of it before, and afterwards.
+
+    Attributes:
+        written: whether the statement writes anything.
+        old: by attribute, what the row holds before: columns it writes, and those it changes by itself.
+        new: by attribute, what the row holds afterwards.
+    """
+
+    __slots__ = ("new", "old", "plan", "state", "written")
+
+    def __init__(self, plan: Plan, state: Any, columns: Any) -> None:
+        self.plan = plan
+        self.state = state
+        self.old: dict[str, Any] = {}
+        self.new: dict[str, Any] = {}
+        mapper = plan.mapper
+        onupdate = [column.column for column in plan.watched if column.column.onupdate is not None]
+        tables = set()
+        for column in {*columns, *onupdate}:
             prop = mapper._columntoproperty.get(column)
             if prop is None:
                 continue
-            history = state.manager[prop.key].impl.get_history(state, dict_, attributes.PASSIVE_NO_INITIALIZE)
+            history = state.manager[prop.key].impl.get_history(
+                state, state.dict, PassiveFlag.PASSIVE_NO_INITIALIZE
+            )
             if history.added:
-                found[prop.key] = (history.deleted[0] if history.deleted else MISSING, history.added[0])
-        return state, found
+                tables.add(column.table)
+                self.new[prop.key] = history.added[0]
+                self.old[prop.key] = history.deleted[0] if history.deleted else self._unset(prop.key)
+        self.written = bool(tables)
+        for watched in plan.watched:
+            if watched.column.table in tables and watched.key not in self.new:
+                self.old[watched.key] = state.dict.get(watched.key, self._unset(watched.key))
 
-    def _post_updated(self, base_mapper: Any, uow: Any, changed: Any) -> None:
-        transaction = None
-        for state, columns in changed:
-            plan = self._planner.plan(state.manager.mapper) if columns else None
-            if plan is None:
+    def _unset(self, key: str) -> Any:
+        """A row that was inserted in this flush holds NULL where nothing was set."""
+        column = self.plan.by_key.get(key)
+        inserted = self.state.key is None and key not in self.state.expired_attributes
+        return None if inserted and column is not None and column.null_if_missing else MISSING
+
+    def unknown(self) -> list[str]:
+        return [key for key, old in self.old.items() if old is MISSING]
+
+    def change(self, deleted: bool) -> Change | None:
+        """The event, now that the statement has run; None when it changed nothing."""
+        plan = self.plan
+        dict_ = self.state.dict
+        before: dict[str, Any] = {}
+        after: dict[str, Any] = {}
+        partial = False
+        for key, old in self.old.items():
+            column = plan.by_key.get(key)
+            if column is None:
                 continue
-            if transaction is None:
-                transaction = self._bracket.transaction(uow.transaction.connection(base_mapper))
-            before: dict[str, Any] = {}
-            after: dict[str, Any] = {}
-            for key, (old, new) in columns.items():
-                column = plan.by_key.get(key)
-                if column is not None:
-                    # A row inserted in this flush holds NULL until this statement.
-                    known = None if old is MISSING and state.key is None else old
-                    before[column.name] = known if known is MISSING else column.snapshot(known)
-                    after[column.name] = column.snapshot(new)
-            if before:
-                identity = tuple(state.dict.get(key) for key in plan.pk)
-                partial = any(value is MISSING for value in before.values())
-                transaction.add(Change(plan, UPDATED, identity, before, after, partial=partial))
-        if transaction is not None and transaction.autocommit:
-            self._bracket.settle(transaction)
+            if key not in self.new:
+                # Of a row that is to be deleted SQLAlchemy reads back the version and nothing else.
+                stale = deleted and column.column is not plan.mapper.version_id_col
+                self.new[key] = MISSING if stale else dict_.get(key, MISSING)
+            new = self.new[key]
+            if old is MISSING or new is MISSING or column.is_equal(new, old) is not True:
+                partial |= record(column, old, new, before, after)
+        if not before:
+            return None
+        identity = tuple(dict_.get(key) for key in plan.pk)
+        return Change(plan, UPDATED, identity, before, after, partial=partial)
 
 
 def _values(plan: SecondaryPlan, row: Any) -> dict[str, Any]:
     return {column.name: column.snapshot(row[key]) for key, column in plan.by_key.items() if key in row}
+
+
+def _whole(plan: SecondaryPlan, row: Any, *, inserted: bool = False) -> dict[str, Any]:
+    """As `_values`, with every column: the unit of work names the keys only."""
+    values: dict[str, Any] = {}
+    for key, column in plan.by_key.items():
+        if key in row:
+            values[column.name] = column.snapshot(row[key])
+        else:
+            values[column.name] = None if inserted and column.null_if_missing else MISSING
+    return values

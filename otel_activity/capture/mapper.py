@@ -6,23 +6,26 @@ are there, and their order is the order of the statements.
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper
-from sqlalchemy.orm.base import LoaderCallableStatus
+from sqlalchemy.orm.base import LoaderCallableStatus, instance_state
 
 from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change
 from otel_activity.capture.guard import internal_error
-from otel_activity.capture.plan import MISSING
+from otel_activity.capture.plan import EXPRESSION, MISSING, is_expression
 from otel_activity.codec import ATOMIC
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from otel_activity.capture.bracket import Bracket
     from otel_activity.capture.plan import Plan, Planner
     from otel_activity.capture.transaction import Transaction
 
-__all__ = ["MapperHooks"]
+__all__ = ["MapperHooks", "read_row", "record"]
 
 
 class MapperHooks:
@@ -61,8 +64,13 @@ class MapperHooks:
     # --- before the statement ----------------------------------------------------------------
 
     def _before_insert(self, mapper: Any, connection: Any, state: Any) -> None:
-        if self._planner.plan(mapper) is not None:
-            self._bracket.transaction(connection).batch()
+        plan = self._planner.plan(mapper)
+        if plan is None:
+            return
+        transaction = self._bracket.transaction(connection)
+        transaction.batch()
+        if self._fetch:
+            self._hold_replaced(transaction, plan, connection, state)
 
     def _before_update(self, mapper: Any, connection: Any, state: Any) -> None:
         plan = self._planner.plan(mapper)
@@ -70,15 +78,23 @@ class MapperHooks:
             return
         transaction = self._bracket.transaction(connection)
         transaction.batch()
-        if plan.watched:
-            dict_ = state.dict
-            transaction.held[state] = {
-                column.key: dict_[column.key] for column in plan.watched if column.key in dict_
-            }
+        dict_ = state.dict
+        committed = state.committed_state
+        held: dict[str, Any] = {}
+        for column in plan.watched:
+            old = committed.get(column.key, MISSING)
+            if old is MISSING:
+                old = dict_.get(column.key, MISSING)
+            held[column.key] = MISSING if type(old) is LoaderCallableStatus else old
+        for key, old in committed.items():
+            # The flush forgets the old value where it writes an SQL expression.
+            if type(dict_.get(key)) not in ATOMIC and key in plan.by_key and is_expression(dict_[key]):
+                held[key] = EXPRESSION if type(old) is LoaderCallableStatus else old
         if self._fetch:
-            unknown = [key for key, old in state.committed_state.items() if type(old) is LoaderCallableStatus]
-            unknown += [column.key for column in plan.watched if column.key not in state.dict]
-            self._hold(transaction, plan, connection, state, unknown)
+            unknown = [key for key, old in (committed | held).items() if _uncertain(old)]
+            held.update(read_row(connection, plan, state.key, unknown))
+        if held:
+            transaction.held[state] = held
 
     def _before_delete(self, mapper: Any, connection: Any, state: Any) -> None:
         plan = self._planner.plan(mapper)
@@ -88,31 +104,19 @@ class MapperHooks:
         transaction.batch()
         transaction.matched = None
         if self._fetch:
-            known, committed = state.dict, state.committed_state
-            unknown = [
-                column.key
-                for column in plan.columns
-                if type(committed.get(column.key, known.get(column.key, MISSING)))
-                in (type(MISSING), LoaderCallableStatus)
-            ]
-            self._hold(transaction, plan, connection, state, unknown)
+            known = state.dict | state.committed_state | transaction.held.get(state, {})
+            unknown = [column.key for column in plan.columns if _uncertain(known.get(column.key, MISSING))]
+            transaction.held.setdefault(state, {}).update(read_row(connection, plan, state.key, unknown))
 
-    def _hold(
-        self, transaction: Transaction, plan: Plan, connection: Any, state: Any, keys: list[str]
-    ) -> None:
-        """Read values that the session does not know, before the statement overwrites them."""
-        columns = [plan.by_key[key] for key in keys if key in plan.by_key]
-        if not columns or state.key is None:
+    def _hold_replaced(self, transaction: Transaction, plan: Plan, connection: Any, state: Any) -> None:
+        """If the new object takes over the row of one that is being deleted: read that row."""
+        identity = plan.mapper._identity_key_from_state(state)
+        replaced = state.session.identity_map.get(identity) if state.session is not None else None
+        if replaced is None:
             return
-        mapper = plan.mapper
-        table = mapper.selectable
-        where = [column == value for column, value in zip(mapper.primary_key, state.key[1], strict=True)]
-        row = connection.execute(
-            table.select().with_only_columns(*(column.column for column in columns)).where(*where)
-        ).first()
-        if row is not None:
-            held = transaction.held.setdefault(state, {})
-            held.update({column.key: value for column, value in zip(columns, row, strict=True)})
+        known = _stored(replaced)
+        unknown = [column.key for column in plan.columns if _uncertain(known.get(column.key, MISSING))]
+        transaction.held[state] = read_row(connection, plan, identity, unknown)
 
     # --- after the statement -----------------------------------------------------------------
 
@@ -123,19 +127,19 @@ class MapperHooks:
         transaction = self._bracket.transaction(connection)
         dict_ = state.dict
         after: dict[str, Any] = {}
+        partial = False
         for column in plan.columns:
             value = dict_.get(column.key, MISSING)
             if type(value) in ATOMIC and not column.secret:
                 after[column.name] = value
-            elif value is not MISSING:
-                kept = column.snapshot(value)
-                if kept is not MISSING:
-                    after[column.name] = kept
-            elif column.null_if_missing:
-                after[column.name] = None
-        change = Change(
-            plan, CREATED, _identity(plan, dict_), {}, after, partial=len(after) < len(plan.columns)
-        )
+                continue
+            if value is not MISSING:
+                value = column.snapshot(value)
+            elif column.null_if_missing and column.key not in state.expired_attributes:
+                value = None
+            partial |= value is MISSING
+            after[column.name] = value
+        change = Change(plan, CREATED, _identity(plan, dict_), {}, after, partial=partial)
         transaction.add_insert(change)
         if transaction.autocommit:
             self._bracket.settle(transaction)
@@ -148,7 +152,7 @@ class MapperHooks:
         held = transaction.held.pop(state, None) or {}
         if state.key is None:
             # A new object took over the row of one that was deleted in the same flush ("row switch").
-            change = self._row_switch(plan, mapper, state)
+            change = self._row_switch(plan, mapper, state, held)
         else:
             change = self._updated(plan, state, held)
         if change is None:
@@ -159,57 +163,54 @@ class MapperHooks:
 
     def _updated(self, plan: Plan, state: Any, held: dict[str, Any]) -> Change | None:
         """The columns that the UPDATE changed: SQLAlchemy's own rule for what it writes, and what the
-        statement changed by itself (version counters, ``onupdate``)."""
+        statement changed by itself (version counters, ``onupdate``, SQL expressions)."""
         dict_ = state.dict
+        committed = state.committed_state
         by_key = plan.by_key
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
         partial = False
-        for key, old in state.committed_state.items():
+        for key, old in committed.items():
             column = by_key.get(key)
             if column is None:
                 continue
             new = dict_.get(key, MISSING)
             if new is not MISSING and column.is_equal(new, old) is True:
                 continue
-            if type(old) is LoaderCallableStatus:
-                old = held.get(key, MISSING)
-                if old is not MISSING and new is not MISSING and column.is_equal(new, old) is True:
+            if key in held:
+                old = held[key]
+                if old.__class__ is not MISSING.__class__ and column.is_equal(new, old) is True:
                     # Written, though unchanged; the row is an update of nothing in this column.
                     continue
-            partial |= _record(column, old, new, before, after)
-        for column in plan.watched:
-            if column.name in before:
-                continue
-            old = held.get(column.key, MISSING)
-            new = dict_.get(column.key, MISSING)
-            if old is MISSING and new is MISSING:
-                continue
-            if old is MISSING or new is MISSING or column.is_equal(new, old) is not True:
-                partial |= _record(column, old, new, before, after)
+            elif type(old) is LoaderCallableStatus:
+                old = MISSING
+            partial |= record(column, old, new, before, after)
+        if held:
+            partial |= _record_held(plan, state, held, before, after)
         if not before:
+            # The hook is called for objects without a net change, too.
             return None
         return Change(plan, UPDATED, _identity(plan, dict_), before, after, partial=partial)
 
-    def _row_switch(self, plan: Plan, mapper: Any, state: Any) -> Change:
+    def _row_switch(self, plan: Plan, mapper: Any, state: Any, held: dict[str, Any]) -> Change | None:
         dict_ = state.dict
         session = state.session
-        replaced = (
-            session.identity_map.get(mapper.identity_key_from_instance(state.obj())) if session else None
-        )
-        known = replaced.__dict__ if replaced is not None else {}
+        replaced = session.identity_map.get(mapper._identity_key_from_state(state)) if session else None
+        known = _stored(replaced) if replaced is not None else {}
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
         partial = False
-        for key in state.committed_state:
-            column = plan.by_key.get(key)
-            if column is None or key in plan.pk:
-                continue
-            old = known.get(key, MISSING)
+        for column in plan.columns:
+            key = column.key
             new = dict_.get(key, MISSING)
+            if new is MISSING and key not in state.expired_attributes:
+                continue  # never set: the row keeps what it has
+            old = held.get(key, known.get(key, MISSING))
             if old is not MISSING and new is not MISSING and column.is_equal(new, old) is True:
                 continue
-            partial |= _record(column, old, new, before, after)
+            partial |= record(column, old, new, before, after)
+        if not before:
+            return None
         return Change(plan, UPDATED, _identity(plan, dict_), before, after, partial=partial)
 
     def _after_delete(self, mapper: Any, connection: Any, state: Any) -> None:
@@ -224,32 +225,84 @@ class MapperHooks:
         dict_ = state.dict
         committed = state.committed_state
         before: dict[str, Any] = {}
+        partial = False
         for column in plan.columns:
-            value = committed.get(column.key, MISSING)
-            if value is MISSING:
-                value = dict_.get(column.key, MISSING)
-            if value is MISSING or type(value) is LoaderCallableStatus:
-                value = held.get(column.key, MISSING)
+            key = column.key
+            value = held[key] if key in held else committed.get(key, MISSING)
+            if value is MISSING and key not in held:
+                value = dict_.get(key, MISSING)
             if value is not MISSING:
-                kept = column.snapshot(value)
-                if kept is not MISSING:
-                    before[column.name] = kept
-        change = Change(plan, DELETED, state.key[1], before, {}, partial=len(before) < len(plan.columns))
-        transaction.add(change)
+                value = column.snapshot(value)
+            partial |= value is MISSING
+            before[column.name] = value
+        transaction.add(Change(plan, DELETED, state.key[1], before, {}, partial=partial))
         if transaction.autocommit:
             self._bracket.settle(transaction)
 
 
-def _record(column: Any, old: Any, new: Any, before: dict[str, Any], after: dict[str, Any]) -> bool:
+def read_row(connection: Any, plan: Plan, identity: Any, keys: Iterable[str]) -> dict[str, Any]:
+    """Values of some attributes as the row has them now, before a statement overwrites them."""
+    columns = [plan.by_key[key] for key in keys if key in plan.by_key]
+    if not columns or identity is None:
+        return {}
+    mapper = plan.mapper
+    where = [column == value for column, value in zip(mapper.primary_key, identity[1], strict=True)]
+    row = connection.execute(
+        mapper.selectable.select().with_only_columns(*(column.column for column in columns)).where(*where)
+    ).first()
+    return {} if row is None else {column.key: value for column, value in zip(columns, row, strict=True)}
+
+
+def record(column: Any, old: Any, new: Any, before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Note one changed column; True when a side of it is not known."""
     name = column.name
-    kept = old if old is MISSING else column.snapshot(old)
+    kept = MISSING if old is MISSING or old is EXPRESSION else column.snapshot(old)
     before[name] = kept
     if new is not MISSING:
         new = column.snapshot(new)
         if new is not MISSING:
             after[name] = new
     return kept is MISSING or name not in after
+
+
+def _record_held(
+    plan: Plan, state: Any, held: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+) -> bool:
+    """Note what the statement changed by itself; True when a side of it is not known."""
+    partial = False
+    doubtful = []
+    for key, old in held.items():
+        if key in state.committed_state:
+            continue
+        column = plan.by_key[key]
+        new = state.dict.get(key, MISSING)
+        if old is MISSING:
+            doubtful.append((column, new))
+        elif old is EXPRESSION or new is MISSING or column.is_equal(new, old) is not True:
+            partial |= record(column, old, new, before, after)
+    if before and doubtful:
+        # Nobody knows the old value, so nobody sees a difference: changed if an UPDATE wrote the table.
+        tables = {column.column.table for column in plan.columns if column.name in before}
+        if plan.mapper.version_id_col is not None:
+            tables.add(plan.mapper.version_id_col.table)
+        for column, new in doubtful:
+            if column.column.table in tables:
+                partial |= record(column, MISSING, new, before, after)
+    return partial
+
+
+def _stored(instance: Any) -> dict[str, Any]:
+    """What the session knows of an object's row: its values without the changes that were not flushed."""
+    state = instance_state(instance)
+    known = state.dict | state.committed_state
+    return {key: value for key, value in known.items() if type(value) is not LoaderCallableStatus}
+
+
+def _uncertain(value: Any) -> bool:
+    """Whether a value is not known, or may have been changed in place since it was loaded."""
+    if type(value) in ATOMIC:
+        return False
+    return isinstance(value, LoaderCallableStatus) or not isinstance(value, enum.Enum)
 
 
 def _identity(plan: Plan, dict_: dict[str, Any]) -> tuple[Any, ...]:

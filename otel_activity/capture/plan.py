@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sqlalchemy import Column
+from sqlalchemy import ClauseElement, Column, Table
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 from otel_activity.codec import ATOMIC, encode
@@ -14,10 +14,18 @@ from otel_activity.events import Redacted
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sqlalchemy import Table
     from sqlalchemy.orm import Mapper
 
-__all__ = ["MISSING", "ColumnPlan", "Encoded", "Plan", "Planner", "TablePlan"]
+__all__ = [
+    "EXPRESSION",
+    "MISSING",
+    "ColumnPlan",
+    "Encoded",
+    "Plan",
+    "Planner",
+    "TablePlan",
+    "is_expression",
+]
 
 
 class _Missing:
@@ -28,7 +36,14 @@ class _Missing:
 
 
 MISSING: Final = _Missing()
+EXPRESSION: Final = _Missing()
+"""As `MISSING`, for the old value of a column that a statement certainly wrote: with an SQL expression."""
 _REDACTED: Final = Redacted()
+
+
+def is_expression(value: Any) -> bool:
+    """Whether an attribute was set to something that the server computes, by the unit of work's own rule."""
+    return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
 
 
 class Encoded:
@@ -95,8 +110,8 @@ class TablePlan:
         return self.redactor.is_secret(column.name) or self.redactor.is_secret(key)
 
     def encoded(self, value: Any) -> Any:
-        """A JSON-like value with nested secrets removed; SQL expressions and loader symbols are not values."""
-        if isinstance(value, LoaderCallableStatus) or hasattr(value, "__clause_element__"):
+        """A JSON-like value, nested secrets removed; SQL expressions and loader symbols are not values."""
+        if isinstance(value, LoaderCallableStatus) or is_expression(value):
             return MISSING
         return Encoded(encode(self.redactor.clean(value), self.limit))
 
@@ -107,8 +122,10 @@ class Plan(TablePlan):
     __slots__ = ("by_key", "columns", "fetchable", "mapper", "pk", "watched")
 
     def __init__(self, mapper: Mapper[Any], redactor: _Redacts, limit: int) -> None:
-        table = mapper.local_table
-        super().__init__(mapper.class_.__name__, table, redactor, limit)  # type: ignore[arg-type]
+        # A class may be mapped to a join of tables, which has no name.
+        local = mapper.local_table
+        table = local if isinstance(local, Table) else next(t for t in mapper.tables if isinstance(t, Table))
+        super().__init__(mapper.class_.__name__, table, redactor, limit)
         self.mapper = mapper
         columns = list(self._columns(mapper))
         self.columns: tuple[ColumnPlan, ...] = tuple(columns)
