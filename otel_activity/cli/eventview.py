@@ -20,6 +20,10 @@ __all__ = ["EventTable", "action_text", "actor_text", "entity_text", "event_json
 ARROW: Final = " -> "
 NOT_KNOWN: Final = "(not known)"
 INDENT: Final = "    "
+STACKED_BELOW: Final = 110
+"""Terminals narrower than this show an event's changes on a line of their own."""
+LEAST_CHANGES: Final = 40
+"""Cells that the changes keep beside the other columns."""
 
 
 def event_json(event: StoredEvent) -> dict[str, Any]:
@@ -73,7 +77,11 @@ def entity_text(event: Event) -> str:
 
 
 def _fields(event: Event) -> Iterator[tuple[str, str]]:
-    """Field and what happened to it, then what else a reader should know."""
+    """Field and what happened to it; first what no reader may miss when the line is cut."""
+    if event.attributes.get(semconv.COMMIT) == "unknown":
+        yield "commit", "unknown, this may not have been committed"
+    if semconv.ERROR_TYPE in event.attributes:
+        yield "error", _text(event, semconv.ERROR_TYPE)
     changes = event.attributes.get(semconv.CHANGES)
     if isinstance(changes, dict):
         for name, sides in changes.items():
@@ -84,11 +92,8 @@ def _fields(event: Event) -> Iterator[tuple[str, str]]:
             yield printable(name), printable(display(value))
     elif details is not None:
         yield "details", _text(event, semconv.DETAILS)
-    for title, attribute in (("reason", semconv.REASON), ("error", semconv.ERROR_TYPE)):
-        if attribute in event.attributes:
-            yield title, _text(event, attribute)
-    if event.attributes.get(semconv.COMMIT) == "unknown":
-        yield "commit", "unknown: this change may not have been committed"
+    if semconv.REASON in event.attributes:
+        yield "reason", _text(event, semconv.REASON)
 
 
 def _change_text(name: str, sides: Any) -> str:
@@ -120,6 +125,8 @@ def field_lines(event: Event, width: int | None) -> list[str]:
 class EventTable:
     """Events as lines of a table whose columns keep their places from one batch to the next.
 
+    On a narrow terminal an event takes two lines, so that neither the actor nor the change is cut to nothing.
+
     Args:
         width: cells of the terminal; `None` cuts nothing.
         local: show local times.
@@ -129,13 +136,13 @@ class EventTable:
         zone = "local" if local else "UTC"
         self._columns = [
             Column(f"TIME ({zone})"),
-            Column("ACTOR", least=8, most=24),
+            Column("ACTOR", least=8, most=28),
             Column("ACTION", least=6, most=24),
             Column("ENTITY", least=8, most=32),
-            Column("CHANGES", least=12),
         ]
         self._width = width
         self._local = local
+        self._stacked = width is not None and width < STACKED_BELOW
         self._widths: list[int] = []
 
     def lines(self, events: Sequence[Event]) -> list[str]:
@@ -143,25 +150,30 @@ class EventTable:
         rows = [self._row(event) for event in events]
         if not rows:
             return []
-        head = [] if self._widths else [[column.title for column in self._columns]]
+        lines = []
         if not self._widths:
             self._widths = self._layout(rows)
-        return [self._line(cells) for cells in (*head, *rows)]
+            lines = self._lines(
+                [column.title for column in self._columns], "" if self._stacked else "CHANGES"
+            )
+        for event, cells in zip(events, rows, strict=True):
+            lines += self._lines(cells, ", ".join(f"{name}: {text}" for name, text in _fields(event)))
+        return lines
 
     def _row(self, event: Event) -> list[str]:
-        changes = ", ".join(f"{name}: {text}" for name, text in _fields(event))
         time = shown_time(event.time, local=self._local)
-        return [time, actor_text(event), action_text(event), entity_text(event), changes]
+        return [time, actor_text(event), action_text(event), entity_text(event)]
 
     def _layout(self, rows: list[list[str]]) -> list[int]:
-        widths = layout(self._columns, rows, self._width)
-        if self._width is not None:  # the last column gets what the others leave
-            widths[-1] = max(self._width - sum(widths[:-1]) - 2 * (len(widths) - 1), self._columns[-1].least)
-        return widths
+        if self._width is None or self._stacked:
+            return layout(self._columns, rows, self._width)
+        return layout(self._columns, rows, self._width - LEAST_CHANGES)
 
-    def _line(self, cells: list[str]) -> str:
+    def _lines(self, cells: list[str], changes: str) -> list[str]:
         if self._width is None:
-            return "  ".join(
-                cell.ljust(size) for cell, size in zip(cells, self._widths, strict=True)
-            ).rstrip()
-        return table_line(cells, self._widths)
+            padded = [cell.ljust(size) for cell, size in zip(cells, self._widths, strict=True)]
+            return ["  ".join([*padded, changes]).rstrip()]
+        line = table_line(cells, self._widths, pad_last=not self._stacked)
+        if self._stacked:
+            return [line, fit(INDENT + changes, self._width)] if changes else [line]
+        return [fit(f"{line}  {changes}", self._width).rstrip()]

@@ -58,7 +58,7 @@ def history(
         note(f"No events of {printable(entity_type)} {printable(entity_id)}.")
         return
     if older:
-        note(f"Only the newest {limit} events; for older ones use --until or a larger --limit.")
+        note("There are older events: use --until, or a larger --limit.")
     _write_timeline(events, f"{printable(entity_type)} {printable(entity_id)}", local=local)
 
 

@@ -31,7 +31,6 @@ __all__ = [
     "say",
     "shown_time",
     "table_line",
-    "table_lines",
 ]
 
 ELLIPSIS: Final = "…"
@@ -130,17 +129,12 @@ def layout(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int 
     return widths
 
 
-def table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """One line of a table: each cell cut and padded to its width, nothing after the last one."""
+def table_line(cells: Sequence[str], widths: Sequence[int], *, pad_last: bool = False) -> str:
+    """One line of a table: each cell cut and padded to its width; the last one only if wanted."""
     fitted = [fit(cell, width) for cell, width in zip(cells, widths, strict=True)]
     padded = [cell + " " * (width - display_width(cell)) for cell, width in zip(fitted, widths, strict=True)]
-    return GAP.join(padded).rstrip()
-
-
-def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """The whole table, headings first."""
-    widths = layout(columns, rows, width)
-    return [table_line(cells, widths) for cells in ([column.title for column in columns], *rows)]
+    line = GAP.join(padded)
+    return line if pad_last else line.rstrip()
 
 
 # --- times ----------------------------------------------------------------------------------------
