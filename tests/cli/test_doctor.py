@@ -1,0 +1,128 @@
+"""The doctor finds what would keep a service from being audited, and says how to mend it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from otel_activity.settings import FIELDS
+from tests.cli.support import json_lines, run
+from tests.store.support import make_event, store
+
+
+def examine(dsn: str | None = None, **variables: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Exit status, and the checks by name."""
+    result = run("doctor", "--json", dsn=dsn, **variables)
+    return result.exit_code, {row["check"]: row for row in json_lines(result.stdout)}
+
+
+def test_healthy_installation_passes(store_dsn: str) -> None:
+    """With tables and an event nothing fails, and every part has its line."""
+    store(store_dsn, [make_event()])
+    status, checks = examine(store_dsn, OTEL_PYTHON_DISTRO="otel_activity")
+    assert status == 0
+    assert {name for name, row in checks.items() if row["status"] != "ok"} == {"append only"}
+    expected = "python sqlalchemy psycopg settings exporters distro capture store clock schema partitions"
+    assert set(expected.split()) <= set(checks)
+
+
+def test_missing_schema_fails(postgres_dsn: str) -> None:
+    """A database without tables fails with the command that makes them."""
+    status, checks = examine(postgres_dsn)
+    assert (status, checks["schema"]["status"]) == (1, "FAIL")
+    assert "otel-activity schema apply" in checks["schema"]["message"]
+
+
+def test_newer_schema_fails(store_dsn: str) -> None:
+    """Tables of a newer version are told apart from missing ones."""
+    with psycopg.connect(store_dsn) as connection:
+        connection.execute("INSERT INTO activity.schema_version (version, name) VALUES (999, 'later')")
+    status, checks = examine(store_dsn)
+    assert (status, checks["schema"]["status"]) == (1, "FAIL")
+    assert "newer" in checks["schema"]["message"]
+
+
+def test_unreachable_store_fails_without_the_password(free_port: int) -> None:
+    """A store that is away fails, and the password is not shown anywhere."""
+    result = run("doctor", dsn=f"postgresql://audit:s3cret@127.0.0.1:{free_port}/app")
+    assert result.exit_code == 1
+    assert "FAIL  store" in result.stdout
+    assert "s3cret" not in result.output
+
+
+def test_quarantine_and_old_partitions_warn(store_dsn: str) -> None:
+    """Refused records and missing months are warnings with their fix."""
+    with psycopg.connect(store_dsn) as connection:
+        connection.execute(
+            "INSERT INTO activity.quarantine (digest, resource_id, sqlstate, message, record) "
+            "VALUES ('x', gen_random_uuid(), '22000', 'm', 'r')"
+        )
+        for row in connection.execute(
+            "SELECT inhrelid::regclass::text FROM pg_inherits "
+            "WHERE inhparent = 'activity.events'::regclass AND inhrelid::regclass::text NOT LIKE '%default'"
+        ).fetchall():
+            connection.execute(f"DROP TABLE {row[0]}")
+    status, checks = examine(store_dsn)
+    assert status == 0
+    assert (checks["quarantine"]["status"], checks["quarantine"]["message"][:9]) == ("warn", "1 records")
+    assert (checks["partitions"]["status"], checks["partitions"]["fix"]) == (
+        "warn",
+        "run `otel-activity schema apply`",
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "check", "level", "words"),
+    [
+        ({"OTEL_ACTIVITY_EXPORTERS": "postgers"}, "settings", "FAIL", "postgres"),
+        ({"OTEL_ACTIVITY_EXCLUDES": "x"}, "settings", "FAIL", "OTEL_ACTIVITY_EXCLUDE"),
+        ({"OTEL_ACTIVITY_POSTGRES_DSN": "postgresql://u:s3cret@h/x y"}, "settings", "FAIL", "***"),
+        ({}, "exporters", "FAIL", "unaudited"),
+        ({"OTEL_ACTIVITY_DISABLED": "true"}, "exporters", "warn", "OTEL_ACTIVITY_DISABLED"),
+        ({"OTEL_SDK_DISABLED": "true"}, "exporters", "FAIL", "OTEL_SDK_DISABLED"),
+        ({"OTEL_ACTIVITY_EXPORTERS": "none"}, "exporters", "warn", "OTEL_ACTIVITY_EXPORTERS"),
+        ({"OTEL_ACTIVITY_EXPORTERS": "console"}, "exporters", "warn", "not kept"),
+        ({"OTEL_ACTIVITY_OTLP_ENDPOINT": "http://h:4317"}, "exporters", "ok", "OTEL_ACTIVITY_OTLP_ENDPOINT"),
+        ({"OTEL_PYTHON_DISTRO": "other"}, "distro", "warn", "OTEL_PYTHON_DISTRO=otel_activity"),
+        (
+            {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "flask, otel_activity"},
+            "exclusion",
+            "warn",
+            "OTEL_ACTIVITY_DISABLED",
+        ),
+        (
+            {"OTEL_TRACES_EXPORTER": "oltp", "OTEL_PYTHON_DISTRO": "otel_activity"},
+            "other signals",
+            "warn",
+            "oltp",
+        ),
+        ({"OTEL_METRICS_EXPORTER": "oltp", "OTEL_PYTHON_DISTRO": "x"}, "other signals", "FAIL", "neither"),
+    ],
+)
+def test_each_mistake_has_its_line(variables: dict[str, str], check: str, level: str, words: str) -> None:
+    """Each way to run unaudited, or to think so wrongly, is found and named with its fix."""
+    status, checks = examine(**variables)
+    row = checks[check]
+    assert row["status"] == level
+    assert words in f"{row['message']} {row['fix']}"
+    assert row["fix"] or level == "ok"
+    assert "s3cret" not in str(checks)
+    if level == "FAIL":
+        assert status == 1
+
+
+def test_settings_lists_every_setting_masked() -> None:
+    """--settings shows each variable with value, default and help, and no password."""
+    dsn = "postgresql://audit:s3cret@h/app"
+    rows = json_lines(run("doctor", "--settings", "--json", dsn=dsn, OTEL_ACTIVITY_INCLUDE="a,b").stdout)
+    assert [row["variable"] for row in rows] == [field.variable for field in FIELDS]
+    values = {row["variable"]: row["value"] for row in rows if row["value"] is not None}
+    assert values == {
+        "OTEL_ACTIVITY_POSTGRES_DSN": "postgresql://audit:***@h/app",
+        "OTEL_ACTIVITY_INCLUDE": "a,b",
+    }
+    text = run("doctor", "--settings", dsn=dsn).stdout
+    assert all(field.variable in text for field in FIELDS)
+    assert "s3cret" not in text

@@ -1,0 +1,128 @@
+"""Nothing from an event steers the terminal, tables fit it, and JSON stays exact."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel_activity.cli.eventview import EventTable, field_lines
+from otel_activity.cli.options import parse_when
+from otel_activity.cli.render import (
+    UNSAFE_CATEGORIES,
+    Column,
+    display_width,
+    fit,
+    json_line,
+    layout,
+    printable,
+    table_line,
+)
+from tests.store.support import make_event
+
+ANY_TEXT = st.text(st.characters())
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+@given(ANY_TEXT)
+def test_printable_leaves_no_unsafe_character(text: str) -> None:
+    """No control, format, surrogate or separator character is left, and plain text is left alone."""
+    shown = printable(text)
+    assert not any(unicodedata.category(char) in UNSAFE_CATEGORIES for char in shown)
+    if not any(unicodedata.category(char) in UNSAFE_CATEGORIES for char in text):
+        assert shown == text
+
+
+@given(ANY_TEXT.map(printable), st.integers(1, 40))
+def test_fit_never_exceeds_the_width(text: str, width: int) -> None:
+    """A text cut to a width takes no more cells, wide characters counted as two."""
+    assert display_width(fit(text, width)) <= width
+
+
+@given(st.lists(st.tuples(*[ANY_TEXT.map(printable)] * 3), min_size=1, max_size=5), st.integers(30, 200))
+def test_table_lines_fit_the_terminal(rows: list[tuple[str, ...]], width: int) -> None:
+    """A table whose columns may shrink is never wider than the terminal."""
+    columns = [Column("A", least=5), Column("B", least=5, most=20), Column("C", least=8)]
+    widths = layout(columns, rows, width)
+    assert all(display_width(table_line(row, widths)) <= width for row in rows)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**63), 2**63) | ANY_TEXT,
+        lambda inner: st.lists(inner) | st.dictionaries(ANY_TEXT, inner),
+    )
+)
+def test_json_line_is_one_plain_line_and_exact(value: object) -> None:
+    """JSON output is one line of printable ASCII that parses to the same data."""
+    line = json_line(value)
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line) == value
+
+
+@given(
+    st.dictionaries(ANY_TEXT, st.fixed_dictionaries({}, optional={"before": ANY_TEXT, "after": ANY_TEXT})),
+    ANY_TEXT,
+    st.sampled_from([None, 60, 80, 160]),
+)
+def test_no_part_of_an_event_reaches_the_terminal_raw(
+    changes: dict[str, dict[str, str]], hostile: str, width: int | None
+) -> None:
+    """Whatever an attacker puts into names, ids, fields and values is escaped in tables and timelines."""
+    event = make_event(
+        name=hostile,
+        activity__action=hostile or None,
+        activity__changes=changes,
+        activity__entity__type=hostile,
+        activity__entity__id=hostile,
+        activity__actor__type=hostile,
+        activity__actor__on_behalf_of=hostile,
+        activity__details={hostile: hostile},
+        activity__reason=hostile,
+        error__type=hostile,
+        user__id=hostile,
+        user__name=hostile + "x",
+    )
+    lines = EventTable(width).lines([event]) + field_lines(event, width)
+    assert not any(unicodedata.category(char) in UNSAFE_CATEGORIES for line in lines for char in line)
+    assert width is None or all(display_width(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("15m", NOW - timedelta(minutes=15)),
+        ("2H", NOW - timedelta(hours=2)),
+        (" 7d ", NOW - timedelta(days=7)),
+        ("1w", NOW - timedelta(weeks=1)),
+        ("now", NOW),
+        ("2026-04-30", datetime(2026, 4, 30, tzinfo=UTC)),
+        ("2026-04-30T10:00", datetime(2026, 4, 30, 10, tzinfo=UTC)),
+        ("2026-04-30T10:00:00Z", datetime(2026, 4, 30, 10, tzinfo=UTC)),
+        ("2026-04-30T10:00+02:00", datetime(2026, 4, 30, 10, tzinfo=timezone(timedelta(hours=2)))),
+    ],
+)
+def test_times_people_type(text: str, moment: datetime) -> None:
+    """A distance counts back from now; a time without a zone is UTC."""
+    assert parse_when(text, now=NOW) == moment
+
+
+@given(ANY_TEXT)
+def test_any_other_time_is_refused_with_the_fix(text: str) -> None:
+    """Text is read as a time or refused with one message; no other error."""
+    try:
+        assert parse_when(text, now=NOW).tzinfo is not None
+    except ValueError as error:
+        assert "use 15m" in str(error)  # noqa: PT017 - either outcome is right
+
+
+@pytest.mark.parametrize("text", ["", "5x", "99999999w", "0001-01-01T00:00+23:00", "yesterday"])
+def test_times_that_are_none(text: str) -> None:
+    """A time that is none, or outside the calendar, is refused with examples."""
+    with pytest.raises(ValueError, match="use 15m"):
+        parse_when(text, now=NOW)
