@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from otel_activity.events import Event, ResourceInfo
 
 __all__ = ["PostgresEventExporter"]
-
-_inherited: Final[list[Any]] = []
-"""Connections of a parent process. Closing one would end the parent's session, and dropping the last
-reference warns about an unclosed connection, so they are kept to the end of the child."""
 
 
 class PostgresEventExporter:
@@ -102,9 +99,9 @@ class PostgresEventExporter:
         """In a forked child: leave the parent's connection alone and start with none."""
         self._lock = threading.Lock()  # the parent's may be held by a thread that does not exist here
         self._pid = os.getpid()
-        if self._connection is not None:
-            _inherited.append(self._connection)
-        self._connection = self._writer = None
+        connection, self._connection, self._writer = self._connection, None, None
+        if connection is not None:
+            _abandon(connection)
 
     def _connected_writer(self) -> EventWriter:
         if self._writer is None:
@@ -122,3 +119,17 @@ class PostgresEventExporter:
         connection, self._connection, self._writer = self._connection, None, None
         if connection is not None:
             connection.close()
+
+
+def _abandon(connection: psycopg.Connection[Any]) -> None:
+    """Let go of a parent's connection without a word to the server: a goodbye would end the parent's session.
+
+    This process's copy of the socket is replaced first, so the goodbye of `close` goes nowhere.
+    """
+    with suppress(OSError, psycopg.Error):
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.dup2(nowhere, connection.fileno(), inheritable=False)
+        finally:
+            os.close(nowhere)
+        connection.close()
