@@ -81,7 +81,8 @@ def new_task(project_id: uuid.UUID, data: TaskIn) -> Task:
 
 def merge(entity: object, changes: dict[str, Any], json_field: str) -> None:
     """Set what was given; change the JSON column in place."""
-    getattr(entity, json_field).update(changes.pop(json_field, {}))
+    if given := changes.pop(json_field, None):
+        getattr(entity, json_field).update(given)
     for name, value in changes.items():
         setattr(entity, name, value)
 

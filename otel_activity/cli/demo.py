@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from otel_activity.settings import Settings
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -45,14 +47,14 @@ def demo(once: bool, dsn: str | None, users: int, seconds: float | None, seed: i
     the events are stored in its schema "activity". Both stay there; nothing is ever dropped.
     """
     _require_extra(embedded=dsn is None)
+    Settings.from_env({}, postgres_dsn=dsn)  # a malformed DSN is a wrong usage, before anything starts
     from otel_activity.cli.demo_run import Plan, run
 
     plan = Plan(once=once, users=users, seconds=seconds, seed=seed, as_json=as_json)
     with _terminable(), ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="otel-activity-demo-")))
-        if dsn is None:
-            dsn = _own_server(stack, quiet=as_json)
-        sys.exit(run(plan, dsn, directory))
+        database = _own_server(stack, quiet=as_json) if dsn is None else dsn
+        sys.exit(run(plan, database, directory, own_server=dsn is None))
 
 
 def _own_server(stack: ExitStack, *, quiet: bool) -> str:

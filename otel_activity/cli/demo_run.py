@@ -40,8 +40,14 @@ class Plan:
     as_json: bool
 
 
-def run(plan: Plan, dsn: str, directory: Path) -> int:
+def run(plan: Plan, dsn: str, directory: Path, *, own_server: bool) -> int:
     """Run the demo in a database; everything it starts has ended when it returns.
+
+    Args:
+        plan: what was asked for.
+        dsn: the database.
+        directory: for the application's working files.
+        own_server: whether the server ends with the demo, so that its password is no secret.
 
     Returns:
         The exit status: 0 if every committed change has its event and every event its change.
@@ -60,7 +66,7 @@ def run(plan: Plan, dsn: str, directory: Path) -> int:
         crowd = Crowd(board.url, users=plan.users, seed=plan.seed)
         reader = stack.enter_context(ActivityStore(dsn, schema=EVENTS_SCHEMA))
         follower = reader.follow(EventFilter(service=SERVICE_NAME), lookback=LOOKBACK)
-        _say(plan, _introduction(plan, dsn, board))
+        _say(plan, _introduction(plan, dsn, board, own_server=own_server))
         with Watcher(follower, crowd, console) as watcher:
             _use(plan, crowd, watcher)
             board.stop()
@@ -92,11 +98,13 @@ async def _work(plan: Plan, crowd: Crowd) -> None:
         return
 
 
-def _introduction(plan: Plan, dsn: str, board: ProjectBoard) -> str:
-    kind = "a fixed scenario" if plan.once else "whatever comes to their minds"
+def _introduction(plan: Plan, dsn: str, board: ProjectBoard, *, own_server: bool) -> str:
+    if plan.once:
+        return f"{plan.users} simulated users run a fixed scenario ..."
+    shown = dsn if own_server else mask_dsn(dsn)
     return (
-        f"The application answers at {board.url}/docs, its database is {mask_dsn(dsn)}\n"
-        f"{plan.users} simulated users do {kind} ..."
+        f"{plan.users} simulated users work. Join them at {board.url}/docs\n"
+        f"or look from another terminal: otel-activity search --dsn {shown}"
     )
 
 

@@ -135,7 +135,8 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise ActivityError(f"the database refuses: {str(error).strip() or type(error).__name__}") from error
+        reason = str(error).strip() or type(error).__name__
+        raise ActivityError(f"the demo cannot use the database: {reason}") from error
 
 
 def _parts(entity_id: str) -> tuple[str, ...]:

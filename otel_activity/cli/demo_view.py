@@ -17,6 +17,7 @@ from rich.text import Text
 from otel_activity import semconv
 from otel_activity.cli.eventview import action_text, entity_text
 from otel_activity.cli.render import printable
+from otel_activity.codec import display
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Watcher", "result_table"]
 
 POLL_SECONDS: Final = 0.25
-FRAME: Final = 7
-"""Lines that are not events: heading, rules, counters."""
+FRAME: Final = 11
+"""Lines that are not events: what was said before, heading, rules, counters."""
 _COLOURS: Final = {"create": "green", "update": "yellow", "delete": "red"}
 
 
@@ -136,18 +137,15 @@ def _cells(event: Event) -> list[Text]:
 
 
 def _changed(event: Event) -> str:
-    """Field names; for an update with both values where they are short."""
-    from otel_activity.codec import display
-
+    """Fields with the values that are known: both sides of an update, the one side there is otherwise."""
     changes = event.attributes.get(semconv.CHANGES)
     if not isinstance(changes, dict):
         return ""
-    if event.name != semconv.ENTITY_UPDATED:
-        return printable(", ".join(changes))
     parts = []
     for name, sides in changes.items():
         before, after = (display(sides[side]) if side in sides else "?" for side in ("before", "after"))
-        parts.append(f"{name}: {before} → {after}")
+        text = {semconv.ENTITY_CREATED: after, semconv.ENTITY_DELETED: before}.get(event.name)
+        parts.append(f"{name}: {text or f'{before} → {after}'}")
     return printable(", ".join(parts))
 
 
