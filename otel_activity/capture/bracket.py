@@ -329,27 +329,33 @@ class Bracket:
 
     def commit_prepared(self, key: tuple[Any, ...], send: Callable[[], Any]) -> Any:
         """Bracket COMMIT PREPARED, from whichever connection it comes."""
-        unit = self._prepared.get(key)
+        # Taken out first: some dialects send the text, which comes by here again.
+        unit = self._prepared.pop(key, None)
         if unit is None:
             return send()
         try:
             result = send()
         except BaseException as error:
-            # A definite refusal leaves the transaction prepared on the server: its end is still to come.
-            if not drivers.certainly_aborted(error) or drivers.sqlstate(error) == _UNDEFINED_OBJECT:
-                self._prepared.pop(key, None)
+            if drivers.certainly_aborted(error) and drivers.sqlstate(error) != _UNDEFINED_OBJECT:
+                # A definite refusal leaves the transaction prepared on the server: its end is still to come.
+                self._prepared[key] = unit
+            else:
                 self._undecided(unit, type(error).__name__, error)
             raise
-        self._prepared.pop(key, None)
         self._committed(unit)
         return result
 
     def rollback_prepared(self, key: tuple[Any, ...], send: Callable[[], Any]) -> Any:
         """Bracket ROLLBACK PREPARED; one that fails leaves the unit waiting."""
-        result = send()
         unit = self._prepared.pop(key, None)
-        if unit is not None:
-            self._aborted(unit)
+        if unit is None:
+            return send()
+        try:
+            result = send()
+        except BaseException:
+            self._prepared[key] = unit
+            raise
+        self._aborted(unit)
         return result
 
 

@@ -134,11 +134,11 @@ class Recorder:
 
     def names(self, column: str = "name") -> list[Any]:
         """The new value of a column in each committed event that has one, in order."""
-        return [after_of(event, column) for event in self.events if column in changes_of(event)]
+        return _after(self.events, column)
 
     def doubtful_names(self, column: str = "name") -> list[Any]:
         """As `names`, of the undecided events."""
-        return [after_of(event, column) for event in self.doubtful if column in changes_of(event)]
+        return _after(self.doubtful, column)
 
     def transactions(self) -> list[str]:
         """Transaction id of each committed event, in order."""
@@ -160,6 +160,10 @@ class Recorder:
                 assert key in rows, f"row {key} updated before it was created"
                 rows[key] = after_of(event, column) if column in changes_of(event) else rows[key]
         return sorted(rows.items())
+
+
+def _after(events: list[Event], column: str) -> list[Any]:
+    return [after_of(event, column) for event in events if "after" in changes_of(event).get(column, {})]
 
 
 def changes_of(event: Event) -> dict[str, Any]:

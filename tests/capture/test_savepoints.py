@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from tests.capture.support import Scene, add, run
 
@@ -114,7 +114,7 @@ def test_random_walk(scene: Scene, driver: str, seed: int) -> None:
     engine = scene.engine(driver)
     for _ in range(8):
         with Session(engine) as session:
-            stack = []
+            stack: list[SessionTransaction] = []
             for step in range(chance.randrange(4, 14)):
                 choice = chance.random()
                 if choice < 0.45:
