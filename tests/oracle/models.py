@@ -240,7 +240,7 @@ class Shape(Base):
     kind: Mapped[str] = mapped_column(String(20))
     name: Mapped[str | None]
     at: Mapped[Point | None] = composite(
-        mapped_column("x", Integer, nullable=True), mapped_column("y", Integer, nullable=True)
+        Point, mapped_column("x", Integer, nullable=True), mapped_column("y", Integer, nullable=True)
     )
     __mapper_args__ = {"polymorphic_on": kind, "polymorphic_identity": "shape"}
 

@@ -599,6 +599,32 @@ def test_autocommit(world: World) -> None:
     assert world.oracle.check_concatenated(world.delivery) == 6
 
 
+@pytest.mark.parametrize("verb", ["ROLLBACK", "COMMIT"])
+def test_raw_control_and_what_follows(world: World, verb: str) -> None:
+    """After raw transaction control the next changes belong to the next transaction, if there is one.
+
+    psycopg2 sends no BEGIN then: each statement is committed as it runs, whatever the session does.
+    """
+    if world.driver == "asyncpg":
+        pytest.skip("asyncpg refuses a COMMIT after raw transaction control")
+
+    def work(session: Session) -> None:
+        session.add(Code(code="c", label="l"))
+        session.flush()
+        session.execute(text(verb))
+        session.expunge_all()
+        session.add_all([Seat(row="A", number=number) for number in range(3)])
+        session.flush()
+        session.rollback()
+        session.add(Seat(row="B", number=1))
+        session.commit()
+
+    world.run(work)
+    first = {"ROLLBACK": 0, "COMMIT": 1}[verb]
+    stays = 3 if world.driver == "psycopg2" else 0
+    assert world.oracle.check_concatenated(world.delivery) == first + stays + 1
+
+
 def test_update_hook_of_the_application(world: World) -> None:
     """What the application's own mapper hook sets is part of the change."""
 
