@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -18,14 +17,15 @@ from otel_activity.postgres.months import Months
 from otel_activity.postgres.statements import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from otel_activity.events import Event, ResourceInfo
 
 __all__ = ["EventWriter", "WriteResult"]
 
-LINES_PER_WRITE: Final = 256
+RECORDS_PER_WRITE: Final = 128
 """Lines joined into one buffer: few calls, and no second copy of a batch of huge events."""
+RESOURCES_KEPT: Final = 100
 STATEMENT_TIMEOUT: Final = 30.0
 NOT_ENCODABLE: Final = "22000"
 """SQLSTATE (data exception) of a record that could not even be written as a line."""
@@ -42,27 +42,43 @@ class WriteResult(NamedTuple):
     """Records that the server refused for what they contain, kept in the table ``quarantine``."""
 
 
-class _Record(NamedTuple):
-    event: Event
-    line: bytes
-
-
 class _Refusal(NamedTuple):
     event: Event
     sqlstate: str
     message: str
 
 
-@dataclass
-class _Batch:
-    """One batch on its way: what can be sent, what was refused, how many rows are new."""
+_Record = tuple["Event", bytes]
+"""An event and its line."""
 
-    resource: str
-    records: list[_Record] = field(default_factory=list)
-    refused: list[_Refusal] = field(default_factory=list)
-    stored: int = 0
+
+class _Batch:
+    """One batch on its way: its lines as far as they are encoded, what was refused, how many rows are new."""
+
+    def __init__(self, events: Sequence[Event], resource: ResourceInfo, key: str) -> None:
+        self.resource = resource
+        self.key = key
+        self.records: list[_Record] = []
+        self.refused: list[_Refusal] = []
+        self.stored = 0
+        self._left = iter(events)
+
+    def encode(self) -> Iterator[list[_Record]]:
+        """Encode what is not encoded yet, part by part, so that the server works on one part meanwhile."""
+        service = self.resource.service_name
+        key = self.key
+        while events := list(islice(self._left, RECORDS_PER_WRITE)):
+            part: list[_Record] = []
+            for event in events:
+                try:
+                    part.append((event, copy_line(event, service, key)))
+                except Exception as error:  # noqa: BLE001 - one odd record must never cost the batch
+                    self.refused.append(_Refusal(event, NOT_ENCODABLE, f"{type(error).__name__}: {error}"))
+            self.records += part
+            yield part
 
     def result(self, total: int) -> WriteResult:
+        """How the batch ended."""
         quarantined = len(self.refused)
         return WriteResult(self.stored, total - self.stored - quarantined, quarantined)
 
@@ -100,63 +116,48 @@ class EventWriter:
         """
         if not events:
             return WriteResult(0, 0, 0)
-        batch = self._encoded(events, resource)
+        batch = _Batch(events, resource, self._resource_id(resource))
         try:
             self._ensure_months(events)
             try:
-                self._store_at_once(batch, resource)
+                self._store_at_once(batch)
             except psycopg.Error as error:
                 if not is_data_error(error):
                     raise
-                self._store_in_parts(batch, resource)
+                self._store_in_parts(batch)
         except psycopg.Error as error:
             raise store_failure(error, self._schema) from error
-        self._stored_resources.add(batch.resource)
+        self._stored_resources.add(batch.key)
         return batch.result(len(events))
-
-    # --- encoding ---------------------------------------------------------------------------------
-
-    def _encoded(self, events: Sequence[Event], resource: ResourceInfo) -> _Batch:
-        batch = _Batch(self._resource_id(resource))
-        service = resource.service_name
-        for event in events:
-            try:
-                batch.records.append(_Record(event, copy_line(event, service, batch.resource)))
-            except Exception as error:  # noqa: BLE001 - one odd record must never cost the batch
-                batch.refused.append(_Refusal(event, NOT_ENCODABLE, f"{type(error).__name__}: {error}"))
-        return batch
 
     def _resource_id(self, resource: ResourceInfo) -> str:
         """The resource's id, hashed once: a process has one resource for its whole life."""
         known = self._resources.get(id(resource))
         if known is None or known[0] is not resource:
-            if len(self._resources) > 100:
+            if len(self._resources) > RESOURCES_KEPT:
                 self._resources.clear()
             known = self._resources[id(resource)] = (resource, resource_id(resource))
         return known[1]
 
     # --- storing ----------------------------------------------------------------------------------
 
-    def _store_at_once(self, batch: _Batch, resource: ResourceInfo) -> None:
+    def _store_at_once(self, batch: _Batch) -> None:
         """The normal case, at the speed of a plain COPY."""
         with self._transaction():
-            self._store_resource(batch.resource, resource)
-            stored = self._copy("copy_events", batch.records)
+            self._store_resource(batch)
+            stored = self._copy("copy_events", batch.encode())
             self._quarantine(batch)
         batch.stored = stored
 
-    def _store_in_parts(self, batch: _Batch, resource: ResourceInfo) -> None:
+    def _store_in_parts(self, batch: _Batch) -> None:
         """After a duplicate or a bad record: through a temporary table, halving down to the bad ones."""
-        stored, refused = 0, len(batch.refused)
-        try:
-            with self._transaction():
-                self._store_resource(batch.resource, resource)
-                self._connection.execute(statement("create_staging", self._schema))
-                stored = self._store_part(batch, batch.records)
-                self._quarantine(batch)
-        except BaseException:
-            del batch.refused[refused:]
-            raise
+        for _ in batch.encode():  # what the failed COPY did not come to
+            pass
+        with self._transaction():
+            self._store_resource(batch)
+            self._connection.execute(statement("create_staging", self._schema))
+            stored = self._store_part(batch, batch.records)
+            self._quarantine(batch)
         batch.stored = stored
 
     def _store_part(self, batch: _Batch, records: list[_Record]) -> int:
@@ -164,7 +165,7 @@ class EventWriter:
             return 0
         try:
             with self._connection.transaction():
-                self._copy("copy_staging", records)
+                self._copy("copy_staging", [records])
                 moved = self._connection.execute(statement("insert_staged", self._schema)).rowcount
                 self._connection.execute(statement("clear_staging", self._schema))
                 return moved
@@ -172,32 +173,31 @@ class EventWriter:
             if not is_data_error(error):
                 raise
             if len(records) == 1:
-                batch.refused.append(_Refusal(records[0].event, error.sqlstate or "", str(error)))
+                batch.refused.append(_Refusal(records[0][0], error.sqlstate or "", str(error)))
                 return 0
         middle = len(records) // 2
         return self._store_part(batch, records[:middle]) + self._store_part(batch, records[middle:])
 
-    def _copy(self, name: str, records: list[_Record]) -> int:
-        lines = iter(records)
+    def _copy(self, name: str, parts: Iterable[list[_Record]]) -> int:
         with self._connection.cursor() as cursor:
             with cursor.copy(statement(name, self._schema)) as copy:
-                while part := b"".join(record.line for record in islice(lines, LINES_PER_WRITE)):
-                    copy.write(part)
+                for part in parts:
+                    for start in range(0, len(part), RECORDS_PER_WRITE):
+                        copy.write(b"".join([line for _, line in part[start : start + RECORDS_PER_WRITE]]))
             return cursor.rowcount
 
-    def _store_resource(self, key: str, resource: ResourceInfo) -> None:
-        if key in self._stored_resources:
+    def _store_resource(self, batch: _Batch) -> None:
+        if batch.key in self._stored_resources:
             return
         try:
             with self._connection.transaction():
-                self._insert_resource(key, resource.attributes)
+                self._insert_resource(batch.key, batch.resource.attributes)
         except psycopg.Error as error:
             if not is_data_error(error):
                 raise
             # Attributes that jsonb refuses must not keep the events out.
-            self._insert_resource(
-                key, {"service.name": resource.service_name, "activity.refused": str(error)}
-            )
+            reason = {"service.name": batch.resource.service_name, "activity.refused": str(error)}
+            self._insert_resource(batch.key, reason)
 
     def _insert_resource(self, key: str, attributes: dict[str, Any]) -> None:
         self._connection.execute(
@@ -207,7 +207,7 @@ class EventWriter:
     def _quarantine(self, batch: _Batch) -> None:
         if not batch.refused:
             return
-        rows = [_quarantine_row(refusal, batch.resource) for refusal in batch.refused]
+        rows = [_quarantine_row(refusal, batch.key) for refusal in batch.refused]
         with self._connection.cursor() as cursor:
             for row in rows:
                 cursor.execute(statement("insert_quarantine", self._schema), row)
