@@ -142,7 +142,7 @@ def test_burst_larger_than_a_poll(store_dsn: str, monkeypatch: pytest.MonkeyPatc
         follower.poll()
         events = [make_event(now() - n * 1000) for n in range(8)]
         store(store_dsn, events)
-        polls = []
+        polls: list[list[str]] = []
         while not polls or follower.rest(1.0) == 0.0:
             polls.append(ids(follower.poll()))
         assert [len(poll) for poll in polls] == [3, 3, 2]

@@ -46,10 +46,10 @@ def connection(postgres_server: Any) -> Iterator[psycopg.Connection[Any]]:
 
 def _plan(connection: psycopg.Connection[Any], query: Any) -> dict[str, Any]:
     statement, parameters = query
-    (row,) = connection.execute(
+    row: Any = connection.execute(
         sql.SQL("EXPLAIN (ANALYZE, TIMING off, FORMAT json) ") + statement, parameters
     ).fetchone()
-    plan: dict[str, Any] = row[0]["Plan"]
+    plan: dict[str, Any] = row[0][0]["Plan"]
     return plan
 
 
@@ -110,7 +110,7 @@ def test_any_page_of_all_events_reads_little_more_than_itself(
     connection: psycopg.Connection[Any], depth: int
 ) -> None:
     """A page far down costs what the first one costs: the key is sought, nothing is skipped over."""
-    row = connection.execute(
+    row: Any = connection.execute(
         "SELECT (extract(epoch FROM time) * 1000000)::bigint, id FROM activity.events "
         "ORDER BY time DESC, id DESC OFFSET %s LIMIT 1",
         [depth],
