@@ -31,6 +31,7 @@ __all__ = [
     "copy_line",
     "event_from_row",
     "json_text",
+    "plain_resource",
     "resource_id",
 ]
 
@@ -200,13 +201,31 @@ def json_text(value: object) -> str:
     return data.decode()
 
 
+def plain_resource(resource: ResourceInfo) -> ResourceInfo:
+    """The resource with JSON values only; it comes from the environment, which may hold any bytes."""
+    plain: dict[str, Any] = _plain(resource.attributes)
+    return ResourceInfo(plain)
+
+
 def resource_id(resource: ResourceInfo) -> str:
-    """The id of a resource: a UUID (version 8) from the SHA-256 of its attributes in canonical JSON."""
+    """The id of a plain resource: a UUID (version 8) from the SHA-256 of its attributes in canonical JSON."""
     canonical = msgspec.json.encode(resource.attributes, order="deterministic")
     digest = bytearray(hashlib.sha256(canonical).digest()[:16])
     digest[6] = digest[6] & 0x0F | 0x80
     digest[8] = digest[8] & 0x3F | 0x80
     return str(uuid.UUID(bytes=bytes(digest)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    return value if isinstance(value, int) and -_INT64 <= value < _INT64 else _plain(str(value))
 
 
 def _storable(value: Any) -> Any:

@@ -70,8 +70,8 @@ def store_failure(error: psycopg.Error, schema: str) -> ExportError:
         return refused_schema(schema, "is missing or incomplete")
     if state == _PERMISSION_DENIED:
         return StoreRefused(
-            f"the store refuses: {reason}; run the SQL of "
-            f"`otel-activity schema sql --grants` for this user (schema {schema!r})"
+            f"the store refuses: {reason}; run the SQL of `otel-activity schema sql --grants --writer ROLE` "
+            f"(schema {schema!r}) for this role"
         )
     if state == _READ_ONLY:
         return StoreRefused(

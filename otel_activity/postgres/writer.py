@@ -11,7 +11,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from otel_activity.codec.rows import copy_line, json_text, resource_id
+from otel_activity.codec.rows import copy_line, json_text, plain_resource, resource_id
 from otel_activity.postgres.failures import is_data_error, store_failure
 from otel_activity.postgres.months import Months
 from otel_activity.postgres.statements import statement
@@ -105,7 +105,7 @@ class EventWriter:
         self._schema = schema
         self._begin = statement("begin", schema, timeout=sql.Literal(round(statement_timeout * 1000)))
         self._months = Months()
-        self._resources: dict[int, tuple[ResourceInfo, str]] = {}
+        self._resources: dict[int, tuple[ResourceInfo, ResourceInfo, str]] = {}
         self._stored_resources: set[str] = set()
 
     def write(self, events: Sequence[Event], resource: ResourceInfo) -> WriteResult:
@@ -116,7 +116,7 @@ class EventWriter:
         """
         if not events:
             return WriteResult(0, 0, 0)
-        batch = _Batch(events, resource, self._resource_id(resource))
+        batch = _Batch(events, *self._plain_resource(resource))
         try:
             self._ensure_months(events)
             try:
@@ -130,14 +130,15 @@ class EventWriter:
         self._stored_resources.add(batch.key)
         return batch.result(len(events))
 
-    def _resource_id(self, resource: ResourceInfo) -> str:
-        """The resource's id, hashed once: a process has one resource for its whole life."""
+    def _plain_resource(self, resource: ResourceInfo) -> tuple[ResourceInfo, str]:
+        """The resource as it can be stored, and its id; worked out once, for a process has hardly more."""
         known = self._resources.get(id(resource))
         if known is None or known[0] is not resource:
             if len(self._resources) > RESOURCES_KEPT:
                 self._resources.clear()
-            known = self._resources[id(resource)] = (resource, resource_id(resource))
-        return known[1]
+            plain = plain_resource(resource)
+            known = self._resources[id(resource)] = (resource, plain, resource_id(plain))
+        return known[1:]
 
     # --- storing ----------------------------------------------------------------------------------
 

@@ -277,6 +277,30 @@ def test_resources_are_stored_once_and_joined(store_dsn: str, connection: psycop
     assert count(store_dsn, "resources") == 2
 
 
+def test_a_resource_of_any_bytes_is_stored(store_dsn: str, writer: EventWriter) -> None:
+    """What the environment put into the resource cannot keep the events out."""
+    odd = ResourceInfo({"service.name": "caf\udce9", "args": ("a", b"b", 2**70), "nul \0": float("nan")})
+    event = make_event()
+    assert writer.write([event], odd) == WriteResult(1, 0, 0)
+    assert stored(store_dsn) == {event.id: event}
+    with session(store_dsn) as connection:
+        row = connection.execute("SELECT service, attributes FROM activity.events").fetchall()[0]
+    assert row["service"] == "caf\\udce9"
+
+
+def test_a_resource_that_the_table_refuses_does_not_keep_events_out(
+    store_dsn: str, writer: EventWriter
+) -> None:
+    """Events are stored even if their resource is not; the reason stands in its place."""
+    with session(store_dsn) as admin:
+        admin.execute("ALTER TABLE activity.resources ADD CHECK (NOT attributes ? 'host.name')")
+        assert writer.write(make_events(3), RESOURCE) == WriteResult(3, 0, 0)
+        assert writer.write(make_events(3), RESOURCE) == WriteResult(3, 0, 0)
+        (row,) = admin.execute("SELECT attributes FROM activity.resources").fetchall()
+    assert row["attributes"]["service.name"] == "shop"
+    assert "violates check constraint" in row["attributes"]["activity.refused"]
+
+
 def test_a_resource_is_stored_even_if_its_first_batch_was_rolled_back(
     store_dsn: str, connection: psycopg.Connection[Any]
 ) -> None:
