@@ -136,7 +136,7 @@ class InternalHooks:
         for state in _sort_states(base_mapper, states):
             plan = self._planner.plan(state.manager.mapper)
             if plan is not None:
-                post = _PostUpdate(plan, state, columns)
+                post = _PostUpdate(plan, state, columns, deleted=uow.is_deleted(state))
                 if post.written:
                     found.append(post)
         if self._fetch and found:
@@ -172,7 +172,7 @@ class _PostUpdate:
 
     __slots__ = ("new", "old", "plan", "state", "written")
 
-    def __init__(self, plan: Plan, state: Any, columns: Any) -> None:
+    def __init__(self, plan: Plan, state: Any, columns: Any, *, deleted: bool) -> None:
         self.plan = plan
         self.state = state
         self.old: dict[str, Any] = {}
@@ -190,7 +190,11 @@ class _PostUpdate:
             if history.added:
                 tables.add(column.table)
                 self.new[prop.key] = history.added[0]
-                self.old[prop.key] = history.deleted[0] if history.deleted else self._unset(prop.key)
+                if column not in columns and not deleted:
+                    # Set by the application, and written a moment ago with the rest of the row.
+                    self.old[prop.key] = history.added[0]
+                else:
+                    self.old[prop.key] = history.deleted[0] if history.deleted else self._unset(prop.key)
         self.written = bool(tables)
         for watched in plan.watched:
             if watched.column.table in tables and watched.key not in self.new:

@@ -412,6 +412,22 @@ def test_circle_closed_by_post_update(world: World) -> None:
     world.check()
 
 
+def test_post_update_of_a_row_whose_onupdate_column_was_set(world: World) -> None:
+    """A value that the first statement wrote is not reported again by the second one."""
+
+    def work(session: Session) -> None:
+        owner = Owner(name="o", touched=1, pets=[Pet(name="p"), Pet(name="q")])
+        owner.favourite = owner.pets[0]
+        session.add(owner)
+        session.commit()
+        session.refresh(owner)
+        owner.touched, owner.favourite = 5, owner.pets[1]
+        session.commit()
+
+    world.run(work)
+    world.check()
+
+
 def test_changed_key(world: World) -> None:
     """A changed primary key is an UPDATE with both keys, and so are the keys that follow it."""
 
