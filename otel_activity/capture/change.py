@@ -77,37 +77,24 @@ class Change:
     def to_event(self, unit: Unit, commit: Commit) -> Event:
         """Encode; see `otel_activity.events.Entry`."""
         plan = self.plan
-        name, action, operation = self.kind
-        attributes: dict[str, Any] = {
-            semconv.ACTIVITY_ACTION: action,
-            semconv.ACTIVITY_OUTCOME: "success",
-            semconv.ENTITY_TYPE: plan.entity_type,
-            semconv.ENTITY_ID: entity_id(self.identity),
-            semconv.CHANGES: self._changes(plan.limit),
-            semconv.CAPTURE: "partial" if self.partial else "full",
-            semconv.DB_SYSTEM_NAME: unit.system,
-            semconv.DB_NAMESPACE: f"{unit.database}|{plan.schema}" if plan.schema else unit.database,
-            semconv.DB_COLLECTION_NAME: plan.collection,
-            semconv.DB_OPERATION_NAME: operation,
-            semconv.TRANSACTION_ID: unit.transaction_id,
-            semconv.COMMIT: commit.value,
-            semconv.ACTIVITY_SCHEMA_VERSION: semconv.SCHEMA_VERSION,
-        }
+        attributes = plan.attributes_of(self.kind, unit, commit).copy()
+        attributes[semconv.ENTITY_ID] = entity_id(self.identity)
+        attributes[semconv.CHANGES] = self._changes(plan.limit)
+        attributes[semconv.CAPTURE] = "partial" if self.partial else "full"
         attributes.update(UNKNOWN_ACTOR if self.attributes is None else self.attributes)
-        if unit.error is not None:
-            attributes[semconv.ERROR_TYPE] = unit.error
         event = Event(
             id=str(uuid_utils.uuid7()),
-            name=name,
+            name=self.kind[0],
             time=self.time // 1000 * 1000,
             attributes=attributes,
             observed=_time_ns(),
         )
-        span = trace.get_current_span(self.otel).get_span_context()
-        if span.is_valid:
-            event.trace_id = span.trace_id
-            event.span_id = span.span_id
-            event.trace_flags = int(span.trace_flags)
+        if self.otel:
+            span = trace.get_current_span(self.otel).get_span_context()
+            if span.is_valid:
+                event.trace_id = span.trace_id
+                event.span_id = span.span_id
+                event.trace_flags = int(span.trace_flags)
         return event
 
     def _changes(self, limit: int) -> dict[str, Any]:

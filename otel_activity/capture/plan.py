@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from sqlalchemy import ClauseElement, Column, Table
 from sqlalchemy.orm.base import LoaderCallableStatus
 
+from otel_activity import semconv
 from otel_activity.codec import ATOMIC, encode
 from otel_activity.events import Redacted
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sqlalchemy.orm import Mapper
+
+    from otel_activity.events import Commit, Unit
 
 __all__ = [
     "EXPRESSION",
@@ -93,7 +96,7 @@ class ColumnPlan:
 class TablePlan:
     """What every entity of one table has in common."""
 
-    __slots__ = ("collection", "entity_type", "limit", "namespace", "redactor", "schema")
+    __slots__ = ("_attributes", "collection", "entity_type", "limit", "redactor", "schema")
 
     def __init__(self, entity_type: str, table: Table, redactor: _Redacts, limit: int) -> None:
         self.entity_type = entity_type
@@ -102,6 +105,30 @@ class TablePlan:
         self.schema = None if table.schema is None else str(table.schema)
         self.redactor = redactor
         self.limit = limit
+        self._attributes: tuple[Any, Any, dict[str, Any]] = (None, None, {})
+
+    def attributes_of(self, kind: tuple[str, str, str], unit: Unit, commit: Commit) -> dict[str, Any]:
+        """What all events of one kind in one unit share; to be copied. Remembers the last answer."""
+        of_unit, of_kind, attributes = self._attributes
+        if of_unit is unit.transaction_id and of_kind is kind and attributes[semconv.COMMIT] == commit:
+            return attributes
+        _, action, operation = kind
+        attributes = {
+            semconv.ACTIVITY_ACTION: action,
+            semconv.ACTIVITY_OUTCOME: "success",
+            semconv.ENTITY_TYPE: self.entity_type,
+            semconv.DB_SYSTEM_NAME: unit.system,
+            semconv.DB_NAMESPACE: f"{unit.database}|{self.schema}" if self.schema else unit.database,
+            semconv.DB_COLLECTION_NAME: self.collection,
+            semconv.DB_OPERATION_NAME: operation,
+            semconv.TRANSACTION_ID: unit.transaction_id,
+            semconv.COMMIT: commit.value,
+            semconv.ACTIVITY_SCHEMA_VERSION: semconv.SCHEMA_VERSION,
+        }
+        if unit.error is not None:
+            attributes[semconv.ERROR_TYPE] = unit.error
+        self._attributes = (unit.transaction_id, kind, attributes)  # not the unit, which may be large
+        return attributes
 
     def redacts(self, column: Column[Any], key: str) -> bool:
         wish = _wish(column)
