@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from otel_activity.capture import drivers
+from otel_activity.capture import autocommit, drivers
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.transaction import Transaction
 from otel_activity.errors import ActivityError
@@ -172,10 +172,28 @@ class Bracket:
     def settle(self, transaction: Transaction) -> None:
         """Under AUTOCOMMIT each statement was committed as it ran: release what is there."""
         transaction.close_batch()
+        transaction.announced.clear()
+        transaction.written.clear()
         unit, transaction.unit = transaction.unit, None
         if unit is not None and unit.entries:
             self._prepare_after(unit)
             self._committed(unit)
+
+    def salvage(self, transaction: Transaction) -> None:
+        """Under AUTOCOMMIT a flush failed: release what its statements had committed until then."""
+        if not transaction.announced:
+            return
+        sure, unsure = autocommit.salvage(transaction)
+        if sure is not None:
+            self._prepare_after(sure)
+            self._committed(sure)
+        if unsure is not None:
+            self._unseen(unsure, "a flush failed under AUTOCOMMIT")
+
+    def _settle_all(self, transaction: Transaction) -> None:
+        self.salvage(transaction)
+        self.settle(transaction)
+        self._forget(transaction)
 
     # --- the fates ---------------------------------------------------------------------------
 
@@ -185,8 +203,7 @@ class Bracket:
         Nobody rolled that back (a pool that does not reset): if it is still open, both end together.
         """
         if transaction.autocommit:
-            self.settle(transaction)
-            self._forget(transaction)
+            self._settle_all(transaction)
         elif drivers.transaction_state(transaction) in (drivers.State.ENDED, drivers.State.UNKNOWN):
             unit = self._forget(transaction)
             if unit is not None:
@@ -207,8 +224,7 @@ class Bracket:
             ActivityError: delivery refused (fail closed); nothing was committed.
         """
         if transaction.autocommit:
-            self.settle(transaction)
-            self._forget(transaction)
+            self._settle_all(transaction)
             return send()
         unit, doubt = transaction.unit, transaction.doubt
         if unit is None or not unit.entries:
@@ -266,8 +282,7 @@ class Bracket:
     def abort(self, transaction: Transaction, send: Callable[[], Any]) -> Any:
         """Bracket one ROLLBACK. A rollback that fails (connection lost) is still a rollback."""
         if transaction.autocommit:
-            self.settle(transaction)
-            self._forget(transaction)
+            self._settle_all(transaction)
             return send()
         unit = transaction.unit
         ended = unit is not None and drivers.driver_state(transaction.driver()) is drivers.State.ENDED

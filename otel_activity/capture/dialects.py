@@ -119,7 +119,7 @@ class DialectHooks:
         Not a wrapped ``__init__``: `create_engine` reads the signatures of those to learn its arguments.
         """
 
-        def __init_subclass__(cls: Any, **kwargs: Any) -> None:
+        def __init_subclass__(cls: type[DefaultDialect], /, **kwargs: Any) -> None:
             super(DefaultDialect, cls).__init_subclass__(**kwargs)
             if self._installed:
                 self._guard_bases(cls)

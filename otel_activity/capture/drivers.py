@@ -13,6 +13,7 @@ __all__ = [
     "certainly_aborted",
     "driver_state",
     "is_autocommit",
+    "is_lost",
     "leaves_open",
     "refused_by_server",
     "sqlstate",
@@ -84,6 +85,14 @@ def is_autocommit(dialect: Any, connection: Any) -> bool:
         except NotImplementedError:
             pass
     return getattr(raw, "autocommit", False) is True
+
+
+def is_lost(driver: Any) -> bool:
+    """Whether the connection to the server is gone."""
+    if driver is None:
+        return True
+    asked = getattr(driver, "is_closed", None)  # asyncpg
+    return bool(asked() if callable(asked) else getattr(driver, "closed", False))
 
 
 def leaves_open(dialect: Any, connection: Any) -> bool:

@@ -13,6 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.base import LoaderCallableStatus, instance_state
 
+from otel_activity.capture.autocommit import Announced
 from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.plan import EXPRESSION, MISSING, is_expression
@@ -69,6 +70,8 @@ class MapperHooks:
             return
         transaction = self._bracket.transaction(connection)
         transaction.batch()
+        if transaction.autocommit:
+            transaction.announced.append(Announced("insert", self._after_insert, (mapper, connection, state)))
         if self._fetch:
             self._hold_replaced(transaction, plan, connection, state)
 
@@ -78,6 +81,8 @@ class MapperHooks:
             return
         transaction = self._bracket.transaction(connection)
         transaction.batch()
+        if transaction.autocommit:
+            transaction.announced.append(Announced("update", self._after_update, (mapper, connection, state)))
         dict_ = state.dict
         committed = state.committed_state
         held: dict[str, Any] = {}
@@ -102,6 +107,8 @@ class MapperHooks:
             return
         transaction = self._bracket.transaction(connection)
         transaction.batch()
+        if transaction.autocommit:
+            transaction.announced.append(Announced("delete", self._after_delete, (mapper, connection, state)))
         transaction.matched = None
         if self._fetch:
             known = state.dict | state.committed_state | transaction.held.get(state, {})

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_activity.capture import control, drivers
+from otel_activity.capture import autocommit, control, drivers
 from otel_activity.capture.control import Verb
+from otel_activity.capture.guard import internal_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +39,7 @@ class StatementHooks:
 
     def wrap_execute(self, original: Any) -> Any:
         bracket = self._bracket
+        many = original.__name__ == "do_executemany"
 
         def do_execute(
             dialect: Any, cursor: Any, statement: Any, parameters: Any, context: Any = None
@@ -56,9 +58,11 @@ class StatementHooks:
                 result = original(dialect, cursor, statement, parameters, context)
             except BaseException as error:
                 _failed(transaction, error)
+                if transaction.announced:
+                    self._salvage(transaction, context, parameters, many)
                 raise
             if context.isinsert or context.isupdate or context.isdelete:
-                self._written(transaction, context, cursor)
+                self._written(transaction, context, cursor, parameters)
             return result
 
         return do_execute
@@ -71,8 +75,19 @@ class StatementHooks:
 
         return do_execute_no_params
 
-    def _written(self, transaction: Transaction, context: Any, cursor: Any) -> None:
+    def _salvage(self, transaction: Transaction, context: Any, parameters: Any, many: bool) -> None:
+        try:
+            if context.isinsert or context.isupdate or context.isdelete:
+                autocommit.count_failed(transaction, context, parameters, many=many)
+            if transaction.autocommit:
+                self._bracket.salvage(transaction)
+        except Exception:  # noqa: BLE001 - the statement's own error is what the application must see
+            internal_error("changes of a failed flush")
+
+    def _written(self, transaction: Transaction, context: Any, cursor: Any, parameters: Any) -> None:
         self._bracket.look(transaction)
+        if transaction.announced:
+            autocommit.count(transaction, context, cursor, parameters)
         if context.isdelete:
             count = getattr(cursor, "rowcount", -1)
             transaction.matched = count if isinstance(count, int) and count >= 0 else None

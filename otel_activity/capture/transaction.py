@@ -11,6 +11,7 @@ from otel_activity.events import Unit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from otel_activity.capture.autocommit import Announced
     from otel_activity.events import Entry
 
 __all__ = ["Transaction"]
@@ -37,10 +38,13 @@ class Transaction:
         start: where in the unit the current batch of one flush step begins; -1 between batches.
         updates: entries of updates in the current batch.
         inserts: entries of inserts in the current batch.
+        announced: under AUTOCOMMIT, the objects of the current flush step.
+        written: under AUTOCOMMIT, by table and verb, whether each row sent was written; None: not known.
     """
 
     __slots__ = (
         "anchor",
+        "announced",
         "autocommit",
         "database",
         "dialect",
@@ -56,6 +60,7 @@ class Transaction:
         "unit",
         "updates",
         "via",
+        "written",
     )
 
     def __init__(
@@ -77,6 +82,8 @@ class Transaction:
         self.start = -1
         self.updates = 0
         self.inserts = 0
+        self.announced: list[Announced] = []
+        self.written: dict[tuple[Any, str], list[bool | None]] = {}
 
     def owns(self, raw: Any) -> bool:
         """Whether it belongs to that very connection, not to one that had its ``id()`` before."""
