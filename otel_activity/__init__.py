@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from otel_activity.version import __version__
 
 if TYPE_CHECKING:
+    from otel_activity.actions import log_user_action, with_activity_logging
     from otel_activity.api import (
         flush_queue,
         get_queue_metrics,
@@ -36,8 +37,10 @@ __all__ = [
     "get_queue_metrics",
     "instrument",
     "is_active",
+    "log_user_action",
     "shutdown",
     "uninstrument",
+    "with_activity_logging",
 ]
 
 _HOMES = {
@@ -51,8 +54,10 @@ _HOMES = {
     "get_queue_metrics": "otel_activity.api",
     "instrument": "otel_activity.api",
     "is_active": "otel_activity.api",
+    "log_user_action": "otel_activity.actions",
     "shutdown": "otel_activity.api",
     "uninstrument": "otel_activity.api",
+    "with_activity_logging": "otel_activity.actions",
 }
 
 

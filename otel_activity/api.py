@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 
+from otel_activity import actions
 from otel_activity.capture import SQLAlchemyCapture, check
 from otel_activity.delivery import QueuedDelivery
 from otel_activity.errors import ExportError, StoreUnavailable
@@ -69,6 +70,7 @@ class _Runtime:
         for problem in check():
             _logger.warning("otel_activity: %s", problem)
         self.capture.install()
+        actions.use(self.capture.actions)
         self.lifespan.install()
         self.signals.install()
 
@@ -80,6 +82,7 @@ class _Runtime:
         deadline = time.monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
         self.signals.uninstall()
         self.lifespan.uninstall()
+        actions.use(None)
         self.capture.uninstall()
         self.delivery.close(deadline)
         return self.pipeline.shutdown(deadline) == 0

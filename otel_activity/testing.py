@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from otel_activity import semconv
+from otel_activity import actions, semconv
 from otel_activity.capture import SQLAlchemyCapture
 from otel_activity.events import Commit
 from otel_activity.redaction import Redactor
@@ -62,7 +62,7 @@ class Recorder:
 
 @contextmanager
 def recorded_events(**settings: Any) -> Iterator[Recorder]:
-    """Record the audit events of everything that is committed inside.
+    """Record the audit events of everything that is committed inside, and of user actions.
 
     The environment is not read. Do not use it while the process is instrumented: each change would be
     captured by both.
@@ -90,7 +90,9 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
         value_length_limit=resolved.value_length_limit,
     )
     capture.install()
+    actions.use(capture.actions)
     try:
         yield recorder
     finally:
+        actions.use(None)
         capture.uninstall()
