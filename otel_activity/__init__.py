@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     )
     from otel_activity.context import Actor, activity_context
     from otel_activity.exporters import PostgresLogExporter
+    from otel_activity.frameworks.asgi import ActivityASGIMiddleware
+    from otel_activity.frameworks.wsgi import ActivityWSGIMiddleware
     from otel_activity.instrumentor import ActivityInstrumentor
     from otel_activity.settings import Settings
     from otel_activity.store import ActivityStore
 
 __all__ = [
+    "ActivityASGIMiddleware",
     "ActivityInstrumentor",
     "ActivityStore",
+    "ActivityWSGIMiddleware",
     "Actor",
     "PostgresLogExporter",
     "Settings",
@@ -44,6 +48,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ActivityASGIMiddleware": "otel_activity.frameworks.asgi",
+    "ActivityWSGIMiddleware": "otel_activity.frameworks.wsgi",
     "ActivityInstrumentor": "otel_activity.instrumentor",
     "ActivityStore": "otel_activity.store",
     "Actor": "otel_activity.context",

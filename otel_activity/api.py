@@ -18,7 +18,7 @@ from otel_activity import actions
 from otel_activity.capture import SQLAlchemyCapture, check
 from otel_activity.delivery import QueuedDelivery
 from otel_activity.errors import ExportError, StoreUnavailable
-from otel_activity.frameworks.starlette import LifespanFlush
+from otel_activity.frameworks import WebHooks
 from otel_activity.redaction import Redactor
 from otel_activity.settings import Settings
 from otel_activity.telemetry import (
@@ -63,7 +63,7 @@ class _Runtime:
             fetch_before=settings.fetch_before,
             value_length_limit=settings.value_length_limit,
         )
-        self.lifespan = LifespanFlush(self.flush)
+        self.web = WebHooks(settings.actor_resolver, settings.trusted_proxies, self.flush)
         self.signals = _TermHandler(self.flush)
 
     def start(self) -> None:
@@ -71,7 +71,7 @@ class _Runtime:
             _logger.warning("otel_activity: %s", problem)
         self.capture.install()
         actions.use(self.capture.actions)
-        self.lifespan.install()
+        self.web.install()
         self.signals.install()
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -81,7 +81,7 @@ class _Runtime:
     def stop(self, timeout: float | None = None) -> bool:
         deadline = time.monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
         self.signals.uninstall()
-        self.lifespan.uninstall()
+        self.web.uninstall()
         actions.use(None)
         self.capture.uninstall()
         self.delivery.close(deadline)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from otel_activity import actions, semconv
 from otel_activity.capture import SQLAlchemyCapture
 from otel_activity.events import Commit
+from otel_activity.frameworks import WebHooks
 from otel_activity.redaction import Redactor
 from otel_activity.settings import Settings
 
@@ -68,7 +69,8 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
     captured by both.
 
     Args:
-        **settings: `include`, `exclude`, `redact`, `fetch_before` or `value_length_limit` of `Settings`.
+        **settings: `include`, `exclude`, `redact`, `fetch_before`, `value_length_limit`, `actor_resolver` or
+            `trusted_proxies` of `Settings`.
 
     Raises:
         ConfigurationError: a setting is unknown or wrong.
@@ -91,8 +93,11 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
     )
     capture.install()
     actions.use(capture.actions)
+    web = WebHooks(resolved.actor_resolver, resolved.trusted_proxies)
+    web.install()
     try:
         yield recorder
     finally:
+        web.uninstall()
         actions.use(None)
         capture.uninstall()
