@@ -56,3 +56,10 @@ def act() -> int:
         running.details = {"rows": 1}
     made: int = create(1)
     return made
+
+
+async def asgi(scope: object, receive: object, send: object) -> None:
+    await otel_activity.ActivityASGIMiddleware(asgi)(scope, receive, send)
+
+
+wsgi = otel_activity.ActivityWSGIMiddleware(lambda environ, start_response: [b""])
