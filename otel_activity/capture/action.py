@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -32,6 +34,8 @@ __all__ = ["Action", "ActionRecorder", "Performed"]
 ROLLED_BACK: Final = "rolled back"
 """``error.type`` of an action whose transaction or savepoint was rolled back."""
 
+_logger: Final = logging.getLogger("otel_activity")
+_WARN_EVERY: Final = 60.0
 _NAME_LENGTH: Final = 256
 _MAX_ATTRIBUTES: Final = 64
 _OUTCOMES: Final = ("success", "failure")
@@ -151,7 +155,7 @@ class ActionRecorder:
                 its own an action may read, and that transaction's end says nothing about it.
         """
         try:
-            connection = None if session is None else self._connection(session, entered)
+            connection = None if session is None else self._find(session, entered)
             transaction = None if connection is None else self._bracket.transaction(connection)
             user = None if performed.user_id is None else _text(performed.user_id, _NAME_LENGTH)
             if transaction is None or transaction.autocommit:
@@ -169,25 +173,24 @@ class ActionRecorder:
             internal_error("the transaction of a user action")
             return None
 
+    def _find(self, session: Any, entered: Any) -> Connection | None:
+        """The connection whose transaction the action belongs to. What cannot be had is done without."""
+        try:
+            return self._connection(_sync(session), entered)
+        except Exception as error:  # noqa: BLE001 - no default bind, or async and not connected yet
+            _warn_unjoined(error)
+            return None
+
     def _connection(self, session: Any, entered: Any) -> Connection | None:
-        """The connection whose transaction the action belongs to."""
-        session = _sync(session)
-        connection: Connection
         transaction = session.get_transaction()
         if transaction is None:
             return None
         if isinstance(session, Connection):
-            connection = session
+            connection, pending = session, False
         else:
-            wrote = bool(session.new or session.dirty or session.deleted)
-            try:
-                connection = session.connection()
-            except Exception:  # noqa: BLE001 - no default bind, or async and not connected yet
-                internal_error("the connection of a user action, which is logged without its transaction")
-                return None
-            if wrote:
-                return connection
-        if entered is _UNSET or entered is transaction:
+            pending = bool(session.new or session.dirty or session.deleted)
+            connection = session.connection()
+        if pending or entered is _UNSET or entered is transaction:
             return connection
         found = self._bracket.find_for(connection)
         return connection if found is not None and found.unit is not None else None
@@ -220,6 +223,22 @@ class ActionRecorder:
                 REDACTED if secret else encode(self._redactor.clean(value), self._limit)
             )
         return extra
+
+
+_warned = -math.inf
+
+
+def _warn_unjoined(error: BaseException) -> None:
+    """At most once a minute."""
+    global _warned
+    now = time.monotonic()
+    if now - _warned >= _WARN_EVERY:
+        _warned = now
+        _logger.warning(
+            "otel_activity: a user action is logged without its transaction, because the connection of its "
+            "session cannot be had (%s); flush the session first, or pass connection=",
+            _type_name(error),
+        )
 
 
 def _sync(session: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,10 @@ def test_no_actor_leaks(world: World, free_port: int) -> None:
 
     Work handed to a plain executor has no context: its actor is unknown, and never another request's.
     """
-    process = world.start("uvicorn", "leaks:app", "--port", str(free_port), "--log-level", "critical")
+    process = world.start(
+        *("uvicorn", "leaks:app", "--port", str(free_port)),
+        *("--log-level", "critical", "--timeout-keep-alive", "60"),
+    )
     url = f"http://127.0.0.1:{free_port}"
     wait_until_ready(f"{url}/ready")
     asyncio.run(ask(url))
@@ -61,3 +65,35 @@ def test_no_actor_leaks(world: World, free_port: int) -> None:
             assert found == ("unknown", None, None, None)
         else:
             assert found == ("user", owner, f"/{kind}/{{number}}", f"request-{owner}")
+
+
+async def ask_flask(url: str) -> None:
+    """Two hundred requests at once, each by a user of its own."""
+    async with httpx.AsyncClient(
+        base_url=url, limits=httpx.Limits(max_connections=20), timeout=120
+    ) as client:
+        answers = await asyncio.gather(
+            *(client.post(f"/tasks/{number}", headers={"x-user": f"u-{number}"}) for number in range(200))
+        )
+    assert {answer.status_code for answer in answers} == {200}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no gunicorn")
+def test_flask_under_gunicorn(world: World, free_port: int) -> None:
+    """Two preforked workers with threads: every event has the user that Flask-Login found after the flush."""
+    process = world.start(
+        *("gunicorn", "flask_shop:app", "--bind", f"127.0.0.1:{free_port}"),
+        *("--workers", "2", "--threads", "6", "--log-level", "critical", "--keep-alive", "60"),
+    )
+    url = f"http://127.0.0.1:{free_port}"
+    wait_until_ready(f"{url}/ready")
+    asyncio.run(ask_flask(url))
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    with psycopg.connect(world.store) as connection:
+        rows = connection.execute(
+            "SELECT changes #>> '{owner,after}', actor_id, attributes ->> 'http.route' FROM activity.events"
+        ).fetchall()
+    assert len(rows) == 200
+    for owner, actor, route in rows:
+        assert (actor, route) == (owner, "/tasks/<int:number>")
