@@ -14,7 +14,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.base import LoaderCallableStatus, instance_state
 
 from otel_activity.capture.autocommit import Announced
-from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change
+from otel_activity.capture.change import DELETED, UPDATED, Change, Inserted
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.plan import EXPRESSION, MISSING, is_expression
 from otel_activity.codec import ATOMIC
@@ -36,53 +36,56 @@ class MapperHooks:
         self._bracket = bracket
         self._planner = planner
         self._fetch = fetch_before
-        self._listeners: Final = (
-            ("before_insert", self._guarded(self._before_insert)),
-            ("before_update", self._guarded(self._before_update)),
-            ("before_delete", self._guarded(self._before_delete)),
-            ("after_insert", self._guarded(self._after_insert)),
-            ("after_update", self._guarded(self._after_update)),
-            ("after_delete", self._guarded(self._after_delete)),
-        )
+        self._listeners: Final = {
+            "before_insert": self._listener(self._before_insert),
+            "before_update": self._listener(self._before_update),
+            "before_delete": self._listener(self._before_delete),
+            "after_insert": self._listener(self._after_insert),
+            "after_update": self._listener(self._after_update),
+            "after_delete": self._listener(self._after_delete),
+        }
 
     def install(self) -> None:
-        for name, listener in self._listeners:
+        for name, listener in self._listeners.items():
             event.listen(Mapper, name, listener, raw=True, retval=True)
 
     def uninstall(self) -> None:
-        for name, listener in self._listeners:
+        for name, listener in self._listeners.items():
             event.remove(Mapper, name, listener)
 
-    def _guarded(self, hook: Any) -> Any:
+    def _listener(self, hook: Any) -> Any:
+        """A guarded hook. It runs for every row, so it looks up plan and transaction in one frame."""
+        planner, plans, find = self._planner, self._planner.plans, self._bracket.transaction
+
         def listener(mapper: Any, connection: Any, state: Any) -> None:
             try:
-                hook(mapper, connection, state)
+                plan = plans[mapper] if mapper in plans else planner.plan(mapper)
+                if plan is not None:
+                    hook(plan, find(connection), connection, state)
             except Exception:  # noqa: BLE001 - hooks never raise into the application
                 internal_error(hook.__name__)
 
         return listener
 
+    def _announce(self, transaction: Transaction, verb: str, plan: Plan, connection: Any, state: Any) -> None:
+        report = self._listeners[f"after_{verb}"]
+        transaction.announced.append(Announced(verb, report, (plan.mapper, connection, state)))
+
     # --- before the statement ----------------------------------------------------------------
 
-    def _before_insert(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
-        transaction.batch()
+    def _before_insert(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
+        if transaction.start >= 0:
+            transaction.close_batch()  # the previous step has reported: a new one begins
         if transaction.autocommit:
-            transaction.announced.append(Announced("insert", self._after_insert, (mapper, connection, state)))
+            self._announce(transaction, "insert", plan, connection, state)
         if self._fetch:
             self._hold_replaced(transaction, plan, connection, state)
 
-    def _before_update(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
-        transaction.batch()
+    def _before_update(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
+        if transaction.start >= 0:
+            transaction.close_batch()  # the previous step has reported: a new one begins
         if transaction.autocommit:
-            transaction.announced.append(Announced("update", self._after_update, (mapper, connection, state)))
+            self._announce(transaction, "update", plan, connection, state)
         dict_ = state.dict
         committed = state.committed_state
         held: dict[str, Any] = {}
@@ -101,14 +104,11 @@ class MapperHooks:
         if held:
             transaction.held[state] = held
 
-    def _before_delete(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
-        transaction.batch()
+    def _before_delete(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
+        if transaction.start >= 0:
+            transaction.close_batch()  # the previous step has reported: a new one begins
         if transaction.autocommit:
-            transaction.announced.append(Announced("delete", self._after_delete, (mapper, connection, state)))
+            self._announce(transaction, "delete", plan, connection, state)
         transaction.matched = None
         if self._fetch:
             known = state.dict | state.committed_state | transaction.held.get(state, {})
@@ -127,39 +127,25 @@ class MapperHooks:
 
     # --- after the statement -----------------------------------------------------------------
 
-    def _after_insert(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
-        dict_ = state.dict
-        after: dict[str, Any] = {}
-        partial = False
-        for column in plan.columns:
-            value = dict_.get(column.key, MISSING)
-            if type(value) in ATOMIC and not column.secret:
-                after[column.name] = value
-                continue
-            if value is not MISSING:
-                value = column.snapshot(value)
-            elif column.null_if_missing and column.key not in state.expired_attributes:
-                value = None
-            partial |= value is MISSING
-            after[column.name] = value
-        change = Change(plan, CREATED, _identity(plan, dict_), {}, after, partial=partial)
+    def _after_insert(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
+        get = state.dict.get
+        # An attribute that is not there was never set, which inserts NULL, or is to be read again.
+        values = [get(key, default) for key, default in plan.defaults]
+        if expired := state.expired_attributes:
+            values = [get(key, MISSING if key in expired else default) for key, default in plan.defaults]
+        for index, column in plan.at_once:
+            if values[index] is not MISSING:
+                values[index] = column.snapshot(values[index])
+        change = Inserted(plan, tuple([get(key) for key in plan.pk]), values)
         transaction.add_insert(change)
         if transaction.autocommit:
             self._bracket.settle(transaction)
 
-    def _after_update(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
+    def _after_update(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         held = transaction.held.pop(state, None) or {}
         if state.key is None:
             # A new object took over the row of one that was deleted in the same flush ("row switch").
-            change = self._row_switch(plan, mapper, state, held)
+            change = self._row_switch(plan, plan.mapper, state, held)
         else:
             change = self._updated(plan, state, held)
         if change is None:
@@ -220,11 +206,7 @@ class MapperHooks:
             return None
         return Change(plan, UPDATED, _identity(plan, dict_), before, after, partial=partial)
 
-    def _after_delete(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
+    def _after_delete(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         held = transaction.held.pop(state, None) or {}
         if transaction.matched == 0:
             # Somebody else deleted the row first; SQLAlchemy only warns.
