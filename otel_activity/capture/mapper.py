@@ -10,11 +10,13 @@ import enum
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.base import LoaderCallableStatus, instance_state
 
 from otel_activity.capture.autocommit import Announced
 from otel_activity.capture.change import DELETED, UPDATED, Change, Inserted
+from otel_activity.capture.drivers import sqlstate
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.plan import EXPRESSION, MISSING, is_expression
 from otel_activity.codec import ATOMIC
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from otel_activity.capture.transaction import Transaction
 
 __all__ = ["MapperHooks", "read_row", "record"]
+
+
+_IN_FAILED_TRANSACTION: Final = "25P02"
 
 
 class MapperHooks:
@@ -236,9 +241,13 @@ def read_row(connection: Any, plan: Plan, identity: Any, keys: Iterable[str]) ->
         return {}
     mapper = plan.mapper
     where = [column == value for column, value in zip(mapper.primary_key, identity[1], strict=True)]
-    row = connection.execute(
-        mapper.selectable.select().with_only_columns(*(column.column for column in columns)).where(*where)
-    ).first()
+    query = mapper.selectable.select().with_only_columns(*(column.column for column in columns)).where(*where)
+    try:
+        row = connection.execute(query).first()
+    except DBAPIError as error:
+        if error.orig is not None and sqlstate(error.orig) == _IN_FAILED_TRANSACTION:
+            return {}  # the statement that follows fails as well
+        raise
     return {} if row is None else {column.key: value for column, value in zip(columns, row, strict=True)}
 
 

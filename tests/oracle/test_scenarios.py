@@ -766,6 +766,25 @@ def test_fetch_post_update_and_row_switch(fetching: World) -> None:
     fetching.check()
 
 
+def test_fetch_in_a_failed_transaction(fetching: World) -> None:
+    """Reading before-values in a transaction that has failed already is no error of the audit."""
+
+    def work(session: Session) -> None:
+        account = _account("a")
+        session.add(account)
+        session.commit()
+        account.note = "x"
+        with pytest.raises(DBAPIError):
+            session.execute(text("SELECT 1/0"))
+        account.note = "y"
+        with pytest.raises(DBAPIError):
+            session.flush()
+        session.rollback()
+
+    fetching.run(work, autoflush=False)
+    assert fetching.check() == 1
+
+
 # --- two sessions on one row -------------------------------------------------------------------------
 
 
