@@ -118,10 +118,9 @@ class Bracket:
 
     def watch(self, transaction: Transaction) -> None:
         """Before a statement: entries whose transaction is over belong to nothing that comes now."""
-        unit = transaction.unit
-        if unit is None or transaction.inside or transaction.autocommit:
+        if transaction.unit is None or transaction.inside or transaction.autocommit:
             return
-        if drivers.driver_state(transaction.driver()) is drivers.State.ENDED:
+        if drivers.has_ended(transaction.driver()):
             held = dict(transaction.held)  # of the flush step whose statement this is
             unit = transaction.take()
             transaction.held.update(held)

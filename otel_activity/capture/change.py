@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from otel_activity.context import RequestContext
     from otel_activity.events import Unit
 
-__all__ = ["CREATED", "DELETED", "UPDATED", "Change", "Inserted"]
+__all__ = ["CREATED", "DELETED", "UPDATED", "Change", "Row"]
 
 # event name, activity.action, db.operation.name
 CREATED: Final = (semconv.ENTITY_CREATED, "create", "INSERT")
@@ -120,16 +120,18 @@ class Change:
         return changes
 
 
-class Inserted(Change):
-    """A row that the unit of work inserted: its values are taken at once, in the order of the columns."""
+class Row(Change):
+    """A row that was inserted or deleted as a whole; its values are taken in the order of the columns."""
 
     __slots__ = ("values",)
 
     plan: Plan
 
-    def __init__(self, plan: Plan, identity: tuple[Any, ...], values: list[Any]) -> None:
+    def __init__(
+        self, plan: Plan, kind: tuple[str, str, str], identity: tuple[Any, ...], values: list[Any]
+    ) -> None:
         self.plan = plan
-        self.kind = CREATED
+        self.kind = kind
         self.identity = identity
         self.values = values
         self.time = _time_ns()
@@ -139,13 +141,14 @@ class Inserted(Change):
 
     def to_event(self, unit: Unit, commit: Commit) -> Event:
         """Encode; see `otel_activity.events.Entry`."""
-        after: dict[str, Any] = {}
+        side: dict[str, Any] = {}
         partial = False
         for column, value in zip(self.plan.columns, self.values, strict=True):
             kept = value if type(value) in ATOMIC or type(value) is Encoded else column.late(value)
-            after[column.name] = kept
+            side[column.name] = kept
             partial |= kept is MISSING
-        self.before, self.after, self.partial = {}, after, partial
+        self.before, self.after = ({}, side) if self.kind is CREATED else (side, {})
+        self.partial = partial
         return super().to_event(unit, commit)
 
 

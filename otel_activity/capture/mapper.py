@@ -15,7 +15,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.base import LoaderCallableStatus, instance_state
 
 from otel_activity.capture.autocommit import Announced
-from otel_activity.capture.change import DELETED, UPDATED, Change, Inserted
+from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change, Row
 from otel_activity.capture.drivers import sqlstate
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.plan import EXPRESSION, MISSING, is_expression
@@ -138,10 +138,8 @@ class MapperHooks:
         values = [get(key, default) for key, default in plan.defaults]
         if expired := state.expired_attributes:
             values = [get(key, MISSING if key in expired else default) for key, default in plan.defaults]
-        for index, column in plan.at_once:
-            if values[index] is not MISSING:
-                values[index] = column.snapshot(values[index])
-        change = Inserted(plan, tuple([get(key) for key in plan.pk]), values)
+        _encode_at_once(plan, values)
+        change = Row(plan, CREATED, tuple([get(key) for key in plan.pk]), values)
         transaction.add_insert(change)
         if transaction.autocommit:
             self._bracket.settle(transaction)
@@ -216,22 +214,25 @@ class MapperHooks:
         if transaction.matched == 0:
             # Somebody else deleted the row first; SQLAlchemy only warns.
             return
-        dict_ = state.dict
-        committed = state.committed_state
-        before: dict[str, Any] = {}
-        partial = False
-        for column in plan.columns:
-            key = column.key
-            value = held[key] if key in held else committed.get(key, MISSING)
-            if value is MISSING and key not in held:
-                value = dict_.get(key, MISSING)
-            if value is not MISSING:
-                value = column.snapshot(value)
-            partial |= value is MISSING
-            before[column.name] = value
-        transaction.add(Change(plan, DELETED, state.key[1], before, {}, partial=partial))
+        get = state.dict.get
+        values = [get(key, MISSING) for key, _ in plan.defaults]
+        # What was changed and not flushed is not what the row held.
+        for known in (state.committed_state, held):
+            if known:
+                values = [
+                    known.get(key, value) for (key, _), value in zip(plan.defaults, values, strict=True)
+                ]
+        _encode_at_once(plan, values)
+        transaction.add(Row(plan, DELETED, state.key[1], values))
         if transaction.autocommit:
             self._bracket.settle(transaction)
+
+
+def _encode_at_once(plan: Plan, values: list[Any]) -> None:
+    """Encode the values that may change before the event is made, and drop the secrets."""
+    for index, column in plan.at_once:
+        if values[index] is not MISSING:
+            values[index] = column.snapshot(values[index])
 
 
 def read_row(connection: Any, plan: Plan, identity: Any, keys: Iterable[str]) -> dict[str, Any]:

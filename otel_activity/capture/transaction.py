@@ -137,7 +137,7 @@ class Transaction:
 
     def add_update(self, entry: Entry) -> None:
         """An updated row was reported; it stands before the rows that the same step inserted."""
-        entries = self.opened().entries
+        entries = (self.unit or self.opened()).entries
         if self.start < 0:
             self.start = len(entries)
         if self.inserts:
@@ -148,8 +148,9 @@ class Transaction:
 
     def add(self, entry: Entry) -> None:
         """Any other row was reported, in the order of the statements."""
-        self.close_batch()
-        self.opened().entries.append(entry)
+        if self.start >= 0:
+            self.close_batch()
+        (self.unit or self.opened()).entries.append(entry)
 
     def mark(self, name: str) -> None:
         """SAVEPOINT. A name in use is hidden by the new one until that is released, as in SQL."""
