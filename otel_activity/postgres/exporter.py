@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from otel_activity.events import Event, ResourceInfo
 
 __all__ = ["PostgresEventExporter"]
+
+GRACE: Final = 5.0
+"""Seconds that an answer may take beyond the server's own time limit."""
 
 
 class PostgresEventExporter:
@@ -84,6 +87,18 @@ class PostgresEventExporter:
                 if self._closed.is_set():
                     self._disconnect()
 
+    def probe(self) -> None:
+        """Make sure that a batch could be stored now: connection, schema, and the right to write.
+
+        Raises:
+            StoreUnavailable, StoreRefused: as `export`.
+        """
+        with self._lock, suppress_instrumentation():
+            try:
+                self._connected_writer().probe()
+            finally:
+                self._disconnect()
+
     def close(self) -> None:
         """Close the connection. An export that is under way finishes first and closes it itself."""
         if os.getpid() != self._pid:
@@ -106,7 +121,10 @@ class PostgresEventExporter:
     def _connected_writer(self) -> EventWriter:
         if self._writer is None:
             connection = self._connection = connect(
-                self._dsn, application_name=self._application_name, connect_timeout=self._connect_timeout
+                self._dsn,
+                application_name=self._application_name,
+                connect_timeout=self._connect_timeout,
+                patience=self._export_timeout + GRACE,
             )
             try:
                 store_schema.check(connection, self._schema)
