@@ -14,7 +14,7 @@ from otel_activity import semconv
 from otel_activity.capture.plan import MISSING, Encoded
 from otel_activity.codec import ATOMIC, encode
 from otel_activity.context import UNKNOWN_ACTOR, current_context
-from otel_activity.events import Commit, Event
+from otel_activity.events import Commit, Event, packed
 
 if TYPE_CHECKING:
     from otel_activity.capture.plan import Plan, TablePlan
@@ -79,7 +79,7 @@ class Change:
         plan = self.plan
         attributes = plan.attributes_of(self.kind, unit, commit).copy()
         attributes[semconv.ENTITY_ID] = entity_id(self.identity)
-        attributes[semconv.CHANGES] = self._changes(plan.limit)
+        attributes[semconv.CHANGES] = packed(self._changes(plan.limit))
         attributes[semconv.CAPTURE] = "partial" if self.partial else "full"
         attributes.update(UNKNOWN_ACTOR if self.attributes is None else self.attributes)
         event = Event(
