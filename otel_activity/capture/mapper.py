@@ -105,7 +105,9 @@ class MapperHooks:
                 held[key] = EXPRESSION if type(old) is LoaderCallableStatus else old
         if self._fetch:
             unknown = [key for key, old in (committed | held).items() if _uncertain(old)]
-            held.update(read_row(connection, plan, state.key, unknown))
+            for key, value in read_row(connection, plan, state.key, unknown).items():
+                unseen = held.get(key) is MISSING and key not in committed
+                held[key] = _Unseen(value) if unseen else value
         if held:
             transaction.held[state] = held
 
@@ -166,6 +168,7 @@ class MapperHooks:
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
         partial = False
+        written: list[Any] = []
         for key, old in committed.items():
             column = by_key.get(key)
             if column is None:
@@ -175,14 +178,17 @@ class MapperHooks:
                 continue
             if key in held:
                 old = held[key]
+                if type(old) is _Unseen:
+                    old = old.value
                 if old.__class__ is not MISSING.__class__ and column.is_equal(new, old) is True:
                     # Written, though unchanged; the row is an update of nothing in this column.
+                    written.append(column)
                     continue
             elif type(old) is LoaderCallableStatus:
                 old = MISSING
             partial |= record(column, old, new, before, after)
         if held:
-            partial |= _record_held(plan, state, held, before, after)
+            partial |= _record_held(plan, state, held, before, after, written)
         if not before:
             # The hook is called for objects without a net change, too.
             return None
@@ -235,6 +241,15 @@ def _encode_at_once(plan: Plan, values: list[Any]) -> None:
             values[index] = column.snapshot(values[index])
 
 
+class _Unseen:
+    """A value read from the database that the session itself had not loaded."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 def read_row(connection: Any, plan: Plan, identity: Any, keys: Iterable[str]) -> dict[str, Any]:
     """Values of some attributes as the row has them now, before a statement overwrites them."""
     columns = [plan.by_key[key] for key in keys if key in plan.by_key]
@@ -265,7 +280,12 @@ def record(column: Any, old: Any, new: Any, before: dict[str, Any], after: dict[
 
 
 def _record_held(
-    plan: Plan, state: Any, held: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+    plan: Plan,
+    state: Any,
+    held: dict[str, Any],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    written: list[Any],
 ) -> bool:
     """Note what the statement changed by itself; True when a side of it is not known."""
     partial = False
@@ -275,18 +295,22 @@ def _record_held(
             continue
         column = plan.by_key[key]
         new = state.dict.get(key, MISSING)
-        if old is MISSING:
-            doubtful.append((column, new))
+        unseen = type(old) is _Unseen
+        if unseen:
+            old = old.value
+        if old is MISSING or (unseen and new is MISSING):
+            doubtful.append((column, old, new))
         elif old is EXPRESSION or new is MISSING or column.is_equal(new, old) is not True:
             partial |= record(column, old, new, before, after)
-    if before and doubtful:
-        # Nobody knows the old value, so nobody sees a difference: changed if an UPDATE wrote the table.
+    if doubtful and (before or written):
+        # The session never saw the value, so nobody sees a difference: changed if an UPDATE wrote the table.
         tables = {column.column.table for column in plan.columns if column.name in before}
+        tables.update(column.column.table for column in written)
         if plan.mapper.version_id_col is not None:
             tables.add(plan.mapper.version_id_col.table)
-        for column, new in doubtful:
+        for column, old, new in doubtful:
             if column.column.table in tables:
-                partial |= record(column, MISSING, new, before, after)
+                partial |= record(column, old, new, before, after)
     return partial
 
 
