@@ -339,7 +339,7 @@ class _Road:
 
     def __init__(self, lane: Lane, processor: _BoundedProcessor) -> None:
         self.lane = lane
-        self._processor = processor
+        self.processor = processor
         self.start()
 
     def start(self) -> None:
@@ -368,8 +368,8 @@ class _Road:
     def _run(self) -> None:
         while self._orders.get():
             self._asked = False
-            self._processor.force_flush()
-        self._processor.shutdown()
+            self.processor.force_flush()
+        self.processor.shutdown()
         self._ended.set()
 
 
@@ -431,9 +431,15 @@ class Pipeline:
         self.lanes.append(lane)
 
     def emit(self, event: Event) -> None:
-        """Emit one event as a log record."""
+        """Emit one event as a log record.
+
+        To the provider's processors directly: `Logger.emit` reads and sets the attributes of each record,
+        to add an exception's, and would put together what no exporter may ask for.
+        """
         # The logger's resource, not ours: the SDK renews it in a forked child.
-        self._logger.emit(_Emitted(event, self._logger.resource, self._scope, self._limits))
+        emitted = _Emitted(event, self._logger.resource, self._scope, self._limits)
+        for road in self._roads:
+            road.processor.on_emit(emitted)
 
     @property
     def enabled(self) -> bool:
