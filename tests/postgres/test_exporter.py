@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -279,6 +279,32 @@ def test_close_does_not_wait_for_a_stuck_export(store_dsn: str) -> None:
     assert failures == []
     assert count(store_dsn) == 6
     _wait_for(lambda: not _backends(store_dsn, "closing"), "the connection is closed")
+
+
+def test_a_batch_that_takes_too_long_goes_in_portions(store_dsn: str) -> None:
+    """A slow store does not get the same batch for ever: less is sent at once until it is stored in time."""
+    with session(store_dsn) as admin:
+        admin.execute(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql"
+            " AS 'BEGIN PERFORM pg_sleep(0.02); RETURN new; END'"
+        )
+        admin.execute(
+            "CREATE TRIGGER slow BEFORE INSERT ON activity.events FOR EACH ROW EXECUTE FUNCTION slow()"
+        )
+    events = make_events(64)
+    with closing(PostgresEventExporter(store_dsn, export_timeout=0.5)) as exporter:
+        with pytest.raises(StoreUnavailable, match="timeout"):
+            exporter.export(events, RESOURCE)
+
+        def stored_all() -> bool:
+            with suppress(StoreUnavailable):
+                exporter.export(events, RESOURCE)
+                return True
+            return False
+
+        _wait_for(stored_all, "the batch was stored")
+        assert sum(exporter.last_result) == 64
+    assert set(stored(store_dsn)) == {event.id for event in events}
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP on this platform")
