@@ -55,7 +55,10 @@ class _Runtime:
         else:
             self.pipeline = _own_pipeline(settings, environ)
         self.delivery = QueuedDelivery(
-            self.pipeline.lanes, self.pipeline.emit, capacity=settings.max_queue_size
+            self.pipeline.lanes,
+            self.pipeline.emit,
+            capacity=settings.max_queue_size,
+            started=_end_first if settings.logger_provider == "global" else None,
         )
         self.capture = SQLAlchemyCapture(
             self.delivery,
@@ -369,6 +372,12 @@ def _hook_process() -> None:
     atexit.register(shutdown)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
+
+
+def _end_first() -> None:
+    """The application's provider may have been made after us; at exit our last events must come before it."""
+    atexit.unregister(shutdown)
+    atexit.register(shutdown)
 
 
 def _after_fork() -> None:

@@ -60,12 +60,21 @@ class QueuedDelivery:
         lanes: the roads out; each has room for `capacity` events.
         emit: hands one event to the SDK; called from one thread only.
         capacity: most events waiting to be encoded.
+        started: called when the first unit of a process was released.
     """
 
-    def __init__(self, lanes: Sequence[Lane], emit: Callable[[Event], None], *, capacity: int) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        emit: Callable[[Event], None],
+        *,
+        capacity: int,
+        started: Callable[[], object] | None = None,
+    ) -> None:
         self.lanes = tuple(lanes)
         self.capacity = capacity
         self._emit = emit
+        self._started = started
         self._stream = Stream()
         self._closed = False
         self._until: float | None = None
@@ -153,6 +162,9 @@ class QueuedDelivery:
         except RuntimeError:
             # The interpreter is shutting down: the last flush pumps in its own thread.
             self._thread = None
+            return
+        if self._started is not None:
+            self._started()
 
     def _run(self) -> None:
         me = threading.current_thread()

@@ -67,6 +67,15 @@ def test_an_otlp_exporter_that_cannot_be_built_stops_the_start(world: World) -> 
     assert "OTEL_EXPORTER_OTLP_COMPRESSION" in line
 
 
+def test_the_applications_provider_gets_the_last_events(world: World) -> None:
+    """With the application's own provider, what was committed just before the end is exported by it."""
+    status, output = world.run(
+        OTEL_ACTIVITY_LOGGER_PROVIDER="global", OTEL_LOGS_EXPORTER="console", OTEL_BLRP_SCHEDULE_DELAY="60000"
+    )
+    assert status == 0
+    assert output.count('"event_name": "activity.entity.') == 7
+
+
 def test_sigterm_with_the_store_down_says_what_was_lost(world: World) -> None:
     """The number of events that a terminated process could not deliver is logged."""
     process = world.start(
