@@ -30,9 +30,9 @@ __all__ = ["main"]
 
 # A block lasts longer than the pause between two exports, so that exports happen while work is timed.
 PLANS: Final = (
-    Plan(name="request", workload="request", round_trip=0, block=500, pairs=4, warm_up=300, rounds=4),
+    Plan(name="request", workload="request", round_trip=0, block=500, pairs=4, warm_up=300, rounds=3),
     Plan(
-        name="request, 1 ms away", workload="request", round_trip=1, block=100, pairs=4, warm_up=50, rounds=3
+        name="request, 1 ms away", workload="request", round_trip=1, block=100, pairs=3, warm_up=50, rounds=3
     ),
     Plan(name="insert of 2,000", workload="insert", round_trip=0, block=5, pairs=4, warm_up=2, rounds=3),
 )
@@ -52,7 +52,7 @@ SERVER_SETTINGS: Final = {"autovacuum": "off", "max_wal_size": "4GB", "checkpoin
 @click.option("--workload", "workloads", multiple=True, type=click.Choice(list(WORKLOADS)))
 @click.option("--variant", "names", multiple=True, type=click.Choice([each.name for each in VARIANTS]))
 @click.option("--components/--no-components", "parts", default=True, help="Microseconds of each component.")
-@click.option("--pin/--no-pin", default=True, help="Client on one core, server on the others (Linux).")
+@click.option("--pin/--no-pin", default=False, help="Client on one core, server on the others (Linux).")
 @click.option("--seed", default=20_260_101, show_default=True, help="Of the random numbers.")
 @click.option("--quick", is_flag=True, help="Seconds instead of minutes: checks the counts, not the times.")
 @click.option("--strict", is_flag=True, help="Exit status 3 when a budget is missed.")

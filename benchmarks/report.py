@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Row", "as_text", "component_row", "ratio_rows"]
 
 LATENCY: Final = "latency"
+FAST: Final = "latency, fastest tenth"
 CLIENT_CPU: Final = "client CPU"
 DATABASE_CPU: Final = "database CPU"
 CPU_AN_EVENT: Final = "CPU an event"
@@ -86,6 +87,7 @@ def ratio_rows(rounds: Sequence[Round]) -> list[Row]:
     pairs = [pair for one in rounds for pair in one.pairs]
     measures: dict[str, list[float | None]] = {
         LATENCY: [pair.latency for pair in pairs],
+        FAST: [pair.fast for pair in pairs],
         CLIENT_CPU: [pair.client_cpu for pair in pairs],
         DATABASE_CPU: [pair.server_cpu for pair in pairs],
     }

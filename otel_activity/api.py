@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
@@ -17,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from otel_activity import actions
 from otel_activity.capture import SQLAlchemyCapture, check
 from otel_activity.delivery import QueuedDelivery
-from otel_activity.errors import ExportError, StoreUnavailable
+from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailable
 from otel_activity.frameworks import WebHooks
 from otel_activity.redaction import Redactor
 from otel_activity.settings import Settings
@@ -26,19 +27,20 @@ from otel_activity.telemetry import (
     Pipeline,
     console_exporter,
     otlp_exporter,
-    resource_info,
 )
 from otel_activity.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.sdk._logs.export import LogRecordExporter
 
     from otel_activity.postgres.exporter import PostgresEventExporter
 
 __all__ = ["flush_queue", "get_queue_metrics", "instrument", "is_active", "shutdown", "uninstrument"]
 
 _logger: Final = logging.getLogger("otel_activity")
-_lock: Final = threading.RLock()
+_lock = threading.RLock()
 
 
 class _Runtime:
@@ -47,13 +49,17 @@ class _Runtime:
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self.settings = settings
         self.pid = os.getpid()
+        self.ended = 0
         self.pipeline: Pipeline | GlobalPipeline
         if settings.logger_provider == "global":
             self.pipeline = GlobalPipeline(__version__)
         else:
             self.pipeline = _own_pipeline(settings, environ)
         self.delivery = QueuedDelivery(
-            self.pipeline.lanes, self.pipeline.emit, capacity=settings.max_queue_size
+            self.pipeline.lanes,
+            self.pipeline.emit,
+            capacity=settings.max_queue_size,
+            started=_end_first if settings.logger_provider == "global" else None,
         )
         self.capture = SQLAlchemyCapture(
             self.delivery,
@@ -64,7 +70,7 @@ class _Runtime:
             value_length_limit=settings.value_length_limit,
         )
         self.web = WebHooks(settings.actor_resolver, settings.trusted_proxies, self.flush)
-        self.signals = _TermHandler(self.flush)
+        self.signals = _TermHandler(self.flush, self.abandon)
 
     def start(self) -> None:
         for problem in check():
@@ -76,7 +82,20 @@ class _Runtime:
 
     def flush(self, timeout: float | None = None) -> bool:
         limit = self.settings.shutdown_timeout if timeout is None else timeout
-        return self.delivery.flush(limit, self.pipeline.poke)
+        deadline = time.monotonic() + limit
+        return self.delivery.flush(limit, self.pipeline.poke) and self.pipeline.settle(deadline)
+
+    def flush_worker(self) -> None:
+        """At the end of a worker; once, however many finalizers there are."""
+        if self.ended != os.getpid():
+            self.ended = os.getpid()
+            self.flush()
+
+    def abandon(self) -> None:
+        """The process ends at once: count and log what is left."""
+        self.delivery.abandon()
+        for lane in self.delivery.lanes:
+            lane.abandon()
 
     def stop(self, timeout: float | None = None) -> bool:
         deadline = time.monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
@@ -123,12 +142,17 @@ def instrument(**settings: Any) -> bool:
         resolved = Settings.from_env(interactive=sys.stdout.isatty(), **settings)
         if not _wanted(resolved, os.environ):
             return False
-        runtime = _Runtime(resolved, os.environ)
         if resolved.startup == "require":
             _wait_for_store(resolved)
+        runtime = _Runtime(resolved, os.environ)
         _hook_process()
-        runtime.start()
+        try:
+            runtime.start()
+        except BaseException:
+            runtime.stop(0)
+            raise
         _runtime = runtime
+        _flush_at_end_of_worker(runtime)
         return True
 
 
@@ -215,7 +239,8 @@ def _own_pipeline(settings: Settings, environ: Mapping[str, str]) -> Pipeline:
         if name == "postgres":
             pipeline.add(name, _postgres(settings))
         elif name == "otlp":
-            pipeline.add(name, otlp_exporter(settings.otlp_endpoint, _otlp_protocol(environ)))
+            make = partial(_otlp, settings.otlp_endpoint, _otlp_protocol(environ))
+            pipeline.add(name, make(), make)
         elif name == "console":
             pipeline.add(name, console_exporter())
     return pipeline
@@ -232,6 +257,22 @@ def _postgres(settings: Settings) -> PostgresEventExporter:
     )
 
 
+def _otlp(endpoint: str | None, protocol: str) -> LogRecordExporter:
+    try:
+        return otlp_exporter(endpoint, protocol)
+    except ImportError as error:
+        raise ConfigurationError(
+            "OTEL_ACTIVITY_EXPORTERS", "otlp", str(error), "pip install opentelemetry-exporter-otlp"
+        ) from error
+    except Exception as error:
+        raise ConfigurationError(
+            "OTEL_EXPORTER_OTLP_*",
+            "...",
+            f"the OTLP exporter cannot be built ({type(error).__name__}: {error})",
+            "correct the variable that it names",
+        ) from error
+
+
 def _otlp_protocol(environ: Mapping[str, str]) -> str:
     """By the SDK's variables; ``http/protobuf`` is the specification's default."""
     for variable in ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
@@ -242,9 +283,12 @@ def _otlp_protocol(environ: Mapping[str, str]) -> str:
 
 def _resource() -> Resource:
     """The resource of the application's traces, or the one they will have."""
-    known = getattr(trace.get_tracer_provider(), "resource", None)
-    if isinstance(known, Resource):
-        return known
+    try:
+        known = getattr(trace.get_tracer_provider(), "resource", None)
+        if isinstance(known, Resource):
+            return known
+    except Exception:  # StopIteration for a typo in OTEL_PYTHON_TRACER_PROVIDER
+        _logger.warning("otel_activity: the tracer provider cannot be loaded", exc_info=True)
     try:
         return Resource.create()
     except Exception:
@@ -253,7 +297,7 @@ def _resource() -> Resource:
 
 
 def _wait_for_store(settings: Settings) -> None:
-    """Try until the store works: connect, check the schema, store an empty batch."""
+    """Try until the store works: connect, check the schema, store nothing as a batch would be stored."""
     if "postgres" not in settings.exporters:
         return
     exporter = _postgres(settings)
@@ -261,7 +305,7 @@ def _wait_for_store(settings: Settings) -> None:
     try:
         while True:
             try:
-                exporter.export([], resource_info(_resource()))
+                exporter.probe()
             except ExportError as error:
                 if time.monotonic() >= deadline:
                     raise StoreUnavailable(
@@ -281,8 +325,9 @@ def _wait_for_store(settings: Settings) -> None:
 class _TermHandler:
     """Flushes on SIGTERM and then does what would have happened: the host's handler, or the end."""
 
-    def __init__(self, flush: Any) -> None:
+    def __init__(self, flush: Callable[[], object], abandon: Callable[[], object]) -> None:
         self._flush = flush
+        self._abandon = abandon
         self._previous: Any = None
         self._installed = False
 
@@ -292,8 +337,11 @@ class _TermHandler:
         previous = signal.getsignal(signal.SIGTERM)
         if previous is None or previous is signal.SIG_IGN:
             return
+        try:
+            signal.signal(signal.SIGTERM, self._handle)
+        except ValueError:  # a sub-interpreter (mod_wsgi): signals are the main one's
+            return
         self._previous = previous
-        signal.signal(signal.SIGTERM, self._handle)
         self._installed = True
 
     def uninstall(self) -> None:
@@ -306,6 +354,10 @@ class _TermHandler:
     def _handle(self, signum: int, frame: Any) -> None:
         try:
             self._flush()
+            if not callable(self._previous):
+                self._abandon()
+        except Exception:
+            _logger.exception("otel_activity: internal error while flushing")
         finally:
             if callable(self._previous):
                 self._previous(signum, frame)
@@ -325,7 +377,15 @@ def _hook_process() -> None:
         os.register_at_fork(after_in_child=_after_fork)
 
 
+def _end_first() -> None:
+    """The application's provider may have been made after us; at exit our last events must come before it."""
+    atexit.unregister(shutdown)
+    atexit.register(shutdown)
+
+
 def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # the parent's may be held by a thread that does not exist here
     runtime = _runtime
     if runtime is not None:
         runtime.after_fork()
@@ -334,8 +394,24 @@ def _after_fork() -> None:
 def _flush_at_end_of_worker(runtime: _Runtime) -> None:
     """A forked `multiprocessing` child ends by ``os._exit`` after its own finalizers, without ``atexit``.
 
-    It clears the finalizers it inherited when it starts, and only then runs its after-fork hooks.
+    It clears the finalizers it inherited when it starts, and only then runs its after-fork hooks. A child
+    that starts auditing itself may do so before that (fork server) or after it (a pool's initializer).
     """
     util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.register_after_fork(runtime, lambda runtime: util.Finalize(None, runtime.flush, exitpriority=0))
+    if util is None:
+        return
+    util.register_after_fork(runtime, _finalize_worker)
+    if _in_worker():
+        _finalize_worker(runtime)
+
+
+def _in_worker() -> bool:
+    """Whether this process is a worker that `multiprocessing` started."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
+
+
+def _finalize_worker(runtime: _Runtime) -> None:
+    from multiprocessing import util
+
+    util.Finalize(None, runtime.flush_worker, exitpriority=0)

@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-__all__ = ["Commit", "Entry", "Event", "Redacted", "ResourceInfo", "Severity", "Unit"]
+from otel_activity.semconv import CHANGES
+
+__all__ = ["Commit", "Entry", "Event", "Redacted", "ResourceInfo", "Severity", "Unit", "packed"]
 
 
 class Severity(enum.IntEnum):
@@ -35,7 +37,8 @@ class Event(msgspec.Struct, gc=False, kw_only=True):
 
     Values in `attributes` are plain JSON values (None, bool, int within 64 bit, finite float, str without
     lone surrogates, list, dict with str keys); every other Python value has been through `codec.encode`.
-    Secrets have been removed before an `Event` exists.
+    Secrets have been removed before an `Event` exists. One value may be packed: `packed` makes
+    ``activity.changes`` its own JSON (`msgspec.Raw`), and `plain_attributes` undoes that.
 
     Attributes:
         id: UUIDv7 as text, the idempotency key (``log.record.uid``).
@@ -59,6 +62,22 @@ class Event(msgspec.Struct, gc=False, kw_only=True):
     trace_id: int = 0
     span_id: int = 0
     trace_flags: int = 0
+
+    def plain_attributes(self) -> dict[str, Any]:
+        """The attributes with nothing packed; the same dict when nothing is."""
+        changes = self.attributes.get(CHANGES)
+        if type(changes) is not msgspec.Raw:
+            return self.attributes
+        return {**self.attributes, CHANGES: msgspec.json.decode(changes)}
+
+
+def packed(value: Any) -> msgspec.Raw:
+    """A JSON value as its own JSON text.
+
+    Events wait for their batch by the thousand. As nested dicts they would be most of what the garbage
+    collector walks through; as one text they are nothing to it, and are encoded once.
+    """
+    return msgspec.Raw(msgspec.json.encode(value))
 
 
 class ResourceInfo(msgspec.Struct, frozen=True):
@@ -139,6 +158,9 @@ class Unit:
         return len(self.entries)
 
     def events(self) -> list[Event]:
-        """Encode all entries; the unit must have been released."""
+        """Encode all entries, nothing packed; the unit must have been released."""
         commit = self.commit or Commit.UNKNOWN
-        return [entry.to_event(self, commit) for entry in self.entries]
+        events = [entry.to_event(self, commit) for entry in self.entries]
+        for event in events:
+            event.attributes = event.plain_attributes()
+        return events

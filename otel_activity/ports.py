@@ -41,6 +41,8 @@ class EventExporter(Protocol):
     def export(self, events: Sequence[Event], resource: ResourceInfo) -> None:
         """Deliver the batch. Returning means: every event is stored, was already, or is quarantined.
 
+        `Event.plain_attributes` gives the attributes with nothing packed.
+
         Raises:
             ExportError: nothing is known to be lost; the same batch is to be sent again.
         """

@@ -28,10 +28,13 @@ STARTUP_MODES: Final = ("check", "warn", "require")
 _DSN_FIX: Final = "use postgresql://user:password@host:5432/database"
 LOGGER_PROVIDERS: Final = ("own", "global")
 
-_PASSWORD_IN_URL = re.compile(r"(://[^:/?#@]*:)[^@/?#]*(@)")
-_PASSWORD_IN_CONNINFO = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
-_PASSWORD_IN_QUERY = re.compile(r"([?&](?:password|sslpassword)=)[^&#]*", re.IGNORECASE)
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_CONNINFO = re.compile(r"\s*\w+\s*=")
+_URL = re.compile(r"(?P<scheme>[\w+.-]+:/{1,2}|/{0,2})(?P<rest>.*?)(?P<query>\?\w+=.*)?", re.DOTALL)
+_SECRET = re.compile(
+    r"((?:pass(?:word|wd)?|\w*secret)\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)",
+    re.IGNORECASE,
+)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
@@ -41,11 +44,14 @@ def mask_dsn(dsn: str) -> str:
     >>> mask_dsn("postgresql://audit:s3cret@db/app")
     'postgresql://audit:***@db/app'
     """
-    masked = _PASSWORD_IN_URL.sub(r"\1***\2", dsn)
-    if "://" in masked and masked.count("@") > 1:  # an unescaped @ in the password: mask to the last one
-        head, _, tail = masked.rpartition("@")
-        masked = re.sub(r"(://[^:/?#@]*:).*", r"\1***", head) + "@" + tail
-    return _PASSWORD_IN_CONNINFO.sub(r"\1***", _PASSWORD_IN_QUERY.sub(r"\1***", masked))
+    masked = dsn
+    if not _CONNINFO.match(dsn) and (parts := _URL.fullmatch(dsn)):
+        # To the last @: a password that was not escaped may hold any character.
+        login, mark, host = parts["rest"].rpartition("@")
+        user, colon, _ = login.partition(":")
+        if colon:
+            masked = f"{parts['scheme']}{user}:***{mark}{host}{parts['query'] or ''}"
+    return _SECRET.sub(r"\1***", masked)
 
 
 # --- parsers: text -> value, raising ValueError("problem; fix") -----------------------------------
@@ -137,7 +143,7 @@ def _dsn(text: str) -> str:
 def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
-        raise ValueError("not an http(s) URL; use for example http://localhost:4317")
+        raise ValueError("not an http(s) URL; use for example http://localhost:4318")
     return text
 
 
@@ -299,7 +305,7 @@ class Settings:
     exporters: tuple[str, ...] = ()
     postgres_dsn: str | None = field(default=None, repr=False)
     postgres_schema: str = "activity"
-    otlp_endpoint: str | None = None
+    otlp_endpoint: str | None = field(default=None, repr=False)
     startup: str = "check"
     startup_timeout: float = 30.0
     shutdown_timeout: float = 10.0
@@ -361,6 +367,8 @@ class Settings:
         shown = {spec.name: getattr(self, spec.name) for spec in FIELDS}
         if self.postgres_dsn:
             shown["postgres_dsn"] = mask_dsn(self.postgres_dsn)
+        if self.otlp_endpoint:
+            shown["otlp_endpoint"] = mask_dsn(self.otlp_endpoint)
         return shown
 
     def _chosen_exporters(self, interactive: bool) -> tuple[str, ...]:
@@ -402,7 +410,7 @@ def _parse(spec: Field, label: str, text: str) -> Any:
         return spec.parse(text)
     except ValueError as error:
         problem, _, fix = str(error).partition("; ")
-        shown = mask_dsn(text) if spec.secret else text
+        shown = mask_dsn(text)  # whatever the setting: a DSN may have been put into the wrong one
         raise ConfigurationError(label, shown, problem, fix) from None
 
 
@@ -411,7 +419,7 @@ def _argument(name: str, value: Any) -> Any:
     if spec is None:
         raise ConfigurationError(
             name,
-            str(value),
+            "...",  # perhaps a DSN: the name alone is wrong
             "no such setting",
             f"{_did_you_mean(name, tuple(_BY_NAME))}see otel_activity.Settings",
         )

@@ -8,12 +8,16 @@ are plain already, and the SDK's limits would cut evidence.
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Mapping
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import _logs as logs_api
 from opentelemetry.context import Context
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import (
     LoggerProvider,
     LogRecordLimits,
@@ -36,7 +40,7 @@ from otel_activity.errors import ExportError
 from otel_activity.events import Event, ResourceInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.sdk.resources import Resource
 
@@ -75,7 +79,6 @@ class _LogRecord(logs_api.LogRecord):
         self.event = event
         self.timestamp = event.time
         self.observed_timestamp = event.observed
-        self.context = _NO_CONTEXT
         self.trace_id = event.trace_id
         self.span_id = event.span_id
         self.trace_flags = _FLAGS[event.trace_flags]
@@ -86,8 +89,16 @@ class _LogRecord(logs_api.LogRecord):
         self.exception = None
 
     @property
+    def context(self) -> Any:
+        return _NO_CONTEXT
+
+    @context.setter
+    def context(self, value: Any) -> None:
+        """The batch processor drops the context of what it queues; there is none to drop."""
+
+    @property
     def attributes(self) -> Any:
-        return {**self.event.attributes, semconv.RECORD_UID: self.event.id}
+        return {**self.event.plain_attributes(), semconv.RECORD_UID: self.event.id}
 
     @attributes.setter
     def attributes(self, value: Any) -> None:
@@ -148,26 +159,101 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-class _KeepTrying(LogRecordExporter):
-    """Returns from `export` only when the batch was taken: the batch processor forgets what fails."""
+_SUSPECT: Final = 3
+"""Failures of one record alone after which the records behind it are tried before it."""
 
-    def __init__(self, inner: LogRecordExporter, lane: Lane) -> None:
+
+class _KeepTrying(LogRecordExporter):
+    """Returns from `export` only when the batch was taken: the batch processor forgets what fails.
+
+    The SDK's exporters say only that they failed. A receiver may refuse a batch for its size, for ever, so
+    after a failure half as many records are sent. A record that fails alone, before and after others are
+    taken, is lost: it would keep back everything behind it.
+
+    Args:
+        inner: the exporter.
+        lane: counts and retries.
+        renew: builds another one in a forked child, which must not use the parent's connection.
+    """
+
+    def __init__(
+        self, inner: LogRecordExporter, lane: Lane, renew: Callable[[], LogRecordExporter] | None = None
+    ) -> None:
         self._inner = inner
+        self._renew = renew
+        self._pid = os.getpid()
         self._lane = lane
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
-        def attempt() -> None:
-            if self._inner.export(batch) is not LogRecordExportResult.SUCCESS:
-                raise ExportError(f"{self._lane.name}: the exporter reported failure, see its own log lines")
+        if os.getpid() != self._pid:
+            if self._renew is not None:
+                self._inner = self._renew()
+            self._pid = os.getpid()
+        todo = _Portions(batch)
+        while todo.records:
+            if not self._lane.deliver(0, lambda: self._attempt(todo)):
+                return LogRecordExportResult.FAILURE
+        return LogRecordExportResult.SUCCESS
 
-        done = self._lane.deliver(len(batch), attempt)
-        return LogRecordExportResult.SUCCESS if done else LogRecordExportResult.FAILURE
+    def _attempt(self, todo: _Portions) -> None:
+        portion = todo.next()
+        if self._inner.export(portion) is LogRecordExportResult.SUCCESS:
+            todo.taken(len(portion))
+            self._lane.confirm(len(portion))
+        elif todo.refused():
+            self._lane.lose(1, f"the receiver refuses the record {_uid(portion[0])} and takes others")
+        else:
+            raise ExportError(f"{self._lane.name}: the exporter reported failure, see its own log lines")
 
     def shutdown(self) -> None:
         self._inner.shutdown()  # type: ignore[no-untyped-call]  # the SDK does not annotate it
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return self._inner.force_flush(timeout_millis)
+
+
+class _Portions:
+    """What is left of a batch, and how much of it to send at once."""
+
+    def __init__(self, batch: Sequence[ReadableLogRecord]) -> None:
+        self.records = list(batch)
+        self._size = len(self.records)
+        self._failures = 0
+        self._taken = 0
+        self._suspects: dict[int, int] = {}
+        """Records that failed alone, by ``id()``, with how many others had been taken then."""
+
+    def next(self) -> list[ReadableLogRecord]:
+        return self.records[: self._size]
+
+    def taken(self, count: int) -> None:
+        del self.records[:count]
+        self._taken += count
+        self._failures = 0
+        self._size *= 2
+
+    def refused(self) -> bool:
+        """The portion failed. Whether its only record is to blame, which then is gone."""
+        if self._size > 1:
+            self._size = min(self._size, len(self.records)) // 2 or 1
+            return False
+        self._failures += 1
+        if self._failures < _SUSPECT:
+            return False
+        self._failures = 0
+        before = self._suspects.get(id(self.records[0]))
+        if before is not None and self._taken > before:
+            del self.records[0]
+            return True
+        if before is None:
+            self._suspects[id(self.records[0])] = self._taken
+        self.records.append(self.records.pop(0))
+        return False
+
+
+def _uid(record: ReadableLogRecord) -> str:
+    event = event_of(record)
+    return event.id if event is not None else "of unknown id"
 
 
 class EventLogExporter(LogRecordExporter):
@@ -180,11 +266,16 @@ class EventLogExporter(LogRecordExporter):
 
     def __init__(self, exporter: EventExporter, lane: Lane | None = None) -> None:
         self._exporter = exporter
+        self._own_lane = lane is None
         self._lane = lane or Lane(exporter.name, capacity=1 << 30)
+        self._pid = os.getpid()
         self._resources: dict[int, tuple[Resource, ResourceInfo]] = {}
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         """Deliver the batch, trying until it is taken or the process ends."""
+        if self._own_lane and os.getpid() != self._pid:
+            self._pid = os.getpid()
+            self._lane.after_fork()  # its lock may be held by a thread of the parent
         for resource, events in _by_resource(batch):
             info = self._info(resource)
 
@@ -202,6 +293,8 @@ class EventLogExporter(LogRecordExporter):
         return known[1]
 
     def shutdown(self) -> None:
+        if self._own_lane:
+            self._lane.stop(time.monotonic())
         self._exporter.close()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -238,6 +331,48 @@ class _BoundedProcessor(LogRecordProcessor):
         return self._inner.force_flush(timeout_millis)
 
 
+class _Road:
+    """A processor, and the thread that calls what keeps to no time limit: `force_flush` and `shutdown`.
+
+    The thread exists from the start: none can be made any more while the interpreter shuts down.
+    """
+
+    def __init__(self, lane: Lane, processor: _BoundedProcessor) -> None:
+        self.lane = lane
+        self.processor = processor
+        self.start()
+
+    def start(self) -> None:
+        """Start the thread; again in a forked child."""
+        self._orders: SimpleQueue[bool] = SimpleQueue()
+        self._asked = False
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name="otel-activity-flush", daemon=True).start()
+
+    def poke(self) -> None:
+        """Ask for an export of everything; what is asked twice before it begins is done once."""
+        if not self._asked:
+            self._asked = True
+            self._orders.put(True)
+
+    def end(self) -> None:
+        """Ask for the shutdown of the processor and its exporter."""
+        self._orders.put(False)
+
+    def wait(self, deadline: float) -> None:
+        """Wait until `deadline` for the end; a road with nothing left only closes its connection."""
+        while not self._ended.wait(max(0.0, min(0.02, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                return
+
+    def _run(self) -> None:
+        while self._orders.get():
+            self._asked = False
+            self.processor.force_flush()
+        self.processor.shutdown()
+        self._ended.set()
+
+
 class Pipeline:
     """A `LoggerProvider` of our own, with the SDK's batch processor for each exporter.
 
@@ -267,34 +402,44 @@ class Pipeline:
             "export_timeout_millis": export_timeout,
         }
         self._limits = _no_limits()
-        self._provider = LoggerProvider(
-            resource=resource, shutdown_on_exit=False, log_record_limits=self._limits
+        self._provider = _measured(
+            LoggerProvider, resource=resource, shutdown_on_exit=False, log_record_limits=self._limits
         )
         self._logger: Any = self._provider.get_logger(semconv.SCOPE_NAME, version, semconv.SCHEMA_URL)
         self._scope = InstrumentationScope(semconv.SCOPE_NAME, version, semconv.SCHEMA_URL)
-        self._processors: list[_BoundedProcessor] = []
-        self._exporters: list[Any] = []
-        self._poking: threading.Thread | None = None
+        self._roads: list[_Road] = []
+        self._exporters: list[EventExporter] = []
         self.lanes: list[Lane] = []
 
-    def add(self, name: str, exporter: EventExporter | LogRecordExporter) -> None:
-        """Add a road out: an exporter of the SDK, or one of ours."""
+    def add(
+        self,
+        name: str,
+        exporter: EventExporter | LogRecordExporter,
+        renew: Callable[[], LogRecordExporter] | None = None,
+    ) -> None:
+        """Add a road out: an exporter of ours, or one of the SDK and what builds it anew after a fork."""
         lane = Lane(name, self._batch["max_queue_size"])
         adapted: LogRecordExporter
         if isinstance(exporter, LogRecordExporter):
-            adapted = _KeepTrying(exporter, lane)
+            adapted = _KeepTrying(exporter, lane, renew)
         else:
             adapted = EventLogExporter(exporter, lane)
-        processor = _BoundedProcessor(lane, BatchLogRecordProcessor(adapted, **self._batch))
+            self._exporters.append(exporter)
+        processor = _BoundedProcessor(lane, _measured(BatchLogRecordProcessor, adapted, **self._batch))
         self._provider.add_log_record_processor(processor)
-        self._processors.append(processor)
-        self._exporters.append(exporter)
+        self._roads.append(_Road(lane, processor))
         self.lanes.append(lane)
 
     def emit(self, event: Event) -> None:
-        """Emit one event as a log record."""
+        """Emit one event as a log record.
+
+        To the provider's processors directly: `Logger.emit` reads and sets the attributes of each record,
+        to add an exception's, and would put together what no exporter may ask for.
+        """
         # The logger's resource, not ours: the SDK renews it in a forked child.
-        self._logger.emit(_Emitted(event, self._logger.resource, self._scope, self._limits))
+        emitted = _Emitted(event, self._logger.resource, self._scope, self._limits)
+        for road in self._roads:
+            road.processor.on_emit(emitted)
 
     @property
     def enabled(self) -> bool:
@@ -302,39 +447,38 @@ class Pipeline:
         return bool(self._logger.enabled())
 
     def poke(self) -> None:
-        """Ask all processors to export now. Their `force_flush` ignores its timeout: it gets a thread."""
-        if self._poking is not None and self._poking.is_alive():
-            return
-        thread = threading.Thread(target=self._force_flush, name="otel-activity-flush", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is shutting down; `shutdown` exports everything
-            return
-        self._poking = thread
+        """Ask all processors to export now, without waiting for it."""
+        for road in self._roads:
+            road.poke()
 
-    def _force_flush(self) -> None:
-        for processor in self._processors:
-            processor.force_flush()
+    def settle(self, deadline: float) -> bool:
+        """Nothing to add: the lanes know what was confirmed."""
+        return True
 
     def shutdown(self, deadline: float) -> int:
         """Export what is left until `deadline` (monotonic seconds). Returns how many events were left."""
         for lane in self.lanes:
             lane.stop(deadline)
-        # Roads that work first: a stuck one may use up the time.
-        for lane, processor in sorted(
-            zip(self.lanes, self._processors, strict=True), key=lambda pair: pair[0].trouble is not None
-        ):
-            processor.shutdown()
-            lane.wait_until_empty(0)
+        for road in self._roads:
+            road.end()
+        for road in self._roads:
+            road.wait(deadline)
         return sum(lane.abandon() for lane in self.lanes)
 
     def after_fork(self) -> None:
         """In a forked child: exporters drop the parent's connections (lanes are reset by delivery)."""
-        self._poking = None
+        for road in self._roads:
+            road.start()
         for exporter in self._exporters:
-            reset = getattr(exporter, "after_fork", None)
-            if reset is not None:
-                reset()
+            exporter.after_fork()
+
+
+def _measured(make: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+    """A part of the SDK. It counts itself in the application's metrics, unless their settings are broken."""
+    try:
+        return make(*args, **settings)
+    except Exception:  # noqa: BLE001 - a typo in OTEL_PYTHON_METER_PROVIDER is no reason not to audit
+        return make(*args, **settings, meter_provider=NoOpMeterProvider())
 
 
 class GlobalPipeline:
@@ -347,6 +491,8 @@ class GlobalPipeline:
         self._logger = logs_api.get_logger(semconv.SCOPE_NAME, version, schema_url=semconv.SCHEMA_URL)
         self.lanes: list[Lane] = []
         self.enabled = True
+        self._flushing: threading.Thread | None = None
+        self._flushed = False
 
     def emit(self, event: Event) -> None:
         """Emit one event as a log record of the stable shape."""
@@ -365,17 +511,35 @@ class GlobalPipeline:
 
     def poke(self) -> None:
         """Flush the application's provider, if it can be."""
+        self._flushed = False
+        if self._flushing is None or not self._flushing.is_alive():
+            flushing = threading.Thread(target=self._flush, name="otel-activity-flush", daemon=True)
+            try:
+                flushing.start()
+            except RuntimeError:  # the interpreter is shutting down, and the provider flushes itself
+                return
+            self._flushing = flushing
+
+    def _flush(self) -> None:
         flush = getattr(logs_api.get_logger_provider(), "force_flush", None)
         if flush is not None:
-            flush()
+            self._flushed = bool(flush())
+
+    def settle(self, deadline: float) -> bool:
+        """Whether the provider says, until `deadline` (monotonic seconds), that it flushed."""
+        if self._flushing is not None:
+            self._flushing.join(max(0.0, deadline - time.monotonic()))
+        return self._flushed
 
     def shutdown(self, deadline: float) -> int:
         """The provider is the application's to shut down; it is only flushed."""
         self.poke()
+        self.settle(deadline)
         return 0
 
     def after_fork(self) -> None:
         """Nothing of ours is inherited."""
+        self._flushing = None
 
 
 def console_exporter() -> LogRecordExporter:
@@ -396,4 +560,6 @@ def otlp_exporter(endpoint: str | None, protocol: str) -> LogRecordExporter:
         return Grpc(endpoint=endpoint)
     from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as Http
 
-    return Http(endpoint=None if endpoint is None else f"{endpoint.rstrip('/')}/v1/logs")
+    if endpoint is not None and not endpoint.rstrip("/").endswith("/v1/logs"):
+        endpoint = f"{endpoint.rstrip('/')}/v1/logs"
+    return Http(endpoint=endpoint)

@@ -145,3 +145,46 @@ def test_our_variables_are_flags_of_opentelemetry_instrument(monkeypatch: pytest
     import os
 
     assert os.environ["OTEL_PYTHON_DISTRO"] == "somebody_else"
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:s3cret/x@h/db",
+        "postgresql://u:s3cret#x@h/db",
+        "postgresql://u:s3cret?x@h/db",
+        "postgresql://u:a@s3cret@h/db",
+        "postgresql+psycopg://u:s3cret@h/db",
+        "u:s3cret@h:5432/db",
+        "//u:s3cret@h/db",
+        "postgresql:/u:s3cret@h/db",
+        "host=h passwd=s3cret",
+        "host=h password = 's3cret x'",
+        "postgresql://h/db?oauth_client_secret=s3cret&user=u",
+        "postgresql://u:s3cret@h/db?application_name=a@b",
+    ],
+)
+def test_no_form_of_a_dsn_shows_its_password(dsn: str) -> None:
+    """Well-formed or not, a DSN is shown without its secret, and the rest of it can be recognised."""
+    shown = mask_dsn(dsn)
+    assert "s3cret" not in shown
+    assert "***" in shown
+    assert "h" in shown
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": dsn, "OTEL_ACTIVITY_POSTGRES_SCHEMA": dsn})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_misspelt_argument_does_not_show_its_value() -> None:
+    """The value of an unknown setting may be a DSN: only the name is shown."""
+    with pytest.raises(ConfigurationError, match="postgres_dns") as caught:
+        Settings.from_env({}, postgres_dns=DSN)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_an_endpoint_does_not_show_its_password() -> None:
+    """Credentials in an OTLP endpoint are masked in errors, in `masked` and in `repr`."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_env({"OTEL_ACTIVITY_OTLP_ENDPOINT": "ftp://u:s3cret@h"})
+    settings = Settings.from_env({"OTEL_ACTIVITY_OTLP_ENDPOINT": "http://u:s3cret@h:4318"})
+    assert "s3cret" not in f"{caught.value} {settings.masked()} {settings!r}"

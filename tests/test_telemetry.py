@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import threading
 import time
 from concurrent import futures
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -25,10 +27,18 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_activity import semconv
 from otel_activity.codec import decode, encode
+from otel_activity.delivery import Backoff, Lane
 from otel_activity.events import Event
 from otel_activity.exporters import PostgresLogExporter
 from otel_activity.postgres import schema
-from otel_activity.telemetry import GlobalPipeline, Pipeline, console_exporter, event_of, otlp_exporter
+from otel_activity.telemetry import (
+    EventLogExporter,
+    GlobalPipeline,
+    Pipeline,
+    console_exporter,
+    event_of,
+    otlp_exporter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -272,6 +282,7 @@ def test_the_applications_own_provider_can_carry_the_events(monkeypatch: pytest.
     road = GlobalPipeline("1")
     road.emit(event())
     road.poke()
+    assert road.settle(time.monotonic() + 10)
     (record,) = memory.get_finished_logs()
     assert event_of(record) == event()
     provider.shutdown()
@@ -320,3 +331,175 @@ def test_a_foreign_exporter_that_fails_is_retried_too() -> None:
     road.emit(event())
     assert road.shutdown(time.monotonic() + 10) == 0
     assert Flaky.calls == 2
+
+
+class Waiting(Keep):
+    """An exporter whose answer comes when the test says so."""
+
+    def __init__(self, kept: list[Event]) -> None:
+        super().__init__(kept)
+        self.answer = threading.Event()
+
+    def export(self, events: Sequence[Event], resource: Any) -> None:
+        self.answer.wait()
+        super().export(events, resource)
+
+
+def test_an_exporter_that_never_answers_does_not_hold_up_the_end() -> None:
+    """The time for shutting down is kept even while an attempt hangs; what it had is counted as left."""
+    hung, good = Waiting([]), Keep([])
+    road = pipeline()
+    road.add("hung", hung)
+    road.add("good", good)
+    rescue = threading.Timer(15, hung.answer.set)
+    rescue.start()
+    for number in range(3):
+        road.emit(event(number))
+    left = road.shutdown(time.monotonic() + 0.5)
+    assert not hung.answer.is_set()
+    assert left == 3
+    assert len(good.kept) == 3
+    rescue.cancel()
+    hung.answer.set()
+
+
+def test_a_stuck_road_does_not_keep_the_other_from_being_flushed() -> None:
+    """A flush reaches every exporter, though the first one is busy and batches are a long time apart."""
+    hung, good = Waiting([]), Keep([])
+    road = pipeline(schedule_delay=600_000)
+    road.add("hung", hung)
+    road.add("good", good)
+    for number in range(2):
+        road.emit(event(number))
+        road.poke()
+        assert road.lanes[1].wait_until_empty(10)
+    assert [item.id for item in good.kept] == [event(0).id, event(1).id]
+    hung.answer.set()
+    assert road.shutdown(time.monotonic() + 10) == 0
+    assert len(hung.kept) == 2
+
+
+class Limited(LogRecordExporter):
+    """A receiver that refuses requests that are too large, and some records always."""
+
+    def __init__(self, most: int, never: frozenset[str] = frozenset()) -> None:
+        self.most = most
+        self.never = never
+        self.taken: list[str] = []
+
+    def export(self, batch: Sequence[Any]) -> LogRecordExportResult:
+        ids = [str(record.log_record.attributes[semconv.ENTITY_ID]) for record in batch]
+        if len(ids) > self.most or self.never & set(ids):
+            return LogRecordExportResult.FAILURE
+        self.taken += ids
+        return LogRecordExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 0) -> bool:
+        return True
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts follow each other at once."""
+    monkeypatch.setattr("otel_activity.telemetry.Lane", partial(Lane, backoff=Backoff(0.001, 0.002)))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_batch_that_is_too_large_for_the_receiver_goes_in_portions() -> None:
+    """A limit on the size of a request does not block the road for ever; order is kept."""
+    receiver = Limited(most=3)
+    road = pipeline(schedule_delay=600_000)
+    road.add("limited", receiver)
+    for number in range(16):
+        road.emit(event(number))
+    assert road.shutdown(time.monotonic() + 30) == 0
+    assert receiver.taken == [str(number) for number in range(16)]
+    assert (road.lanes[0].confirmed, road.lanes[0].dropped) == (16, 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_record_that_is_never_taken_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """A record that fails alone, before and after others are taken, is counted as lost and named."""
+    receiver = Limited(most=100, never=frozenset({"5"}))
+    road = pipeline(schedule_delay=600_000)
+    road.add("limited", receiver)
+    for number in range(16):
+        road.emit(event(number))
+    assert road.shutdown(time.monotonic() + 30) == 0
+    assert sorted(map(int, receiver.taken)) == [number for number in range(16) if number != 5]
+    assert (road.lanes[0].confirmed, road.lanes[0].dropped) == (15, 1)
+    assert event(5).id in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_outage_blames_no_record() -> None:
+    """While everything is refused nothing is given up, however often it fails."""
+    receiver = Limited(most=0)
+    road = pipeline(schedule_delay=600_000)
+    road.add("limited", receiver)
+    for number in range(4):
+        road.emit(event(number))
+    road.poke()
+    deadline = time.monotonic() + 20
+    while road.lanes[0].retries < 60:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    receiver.most = 100
+    assert road.shutdown(time.monotonic() + 10) == 0
+    assert sorted(receiver.taken) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_forked_child_builds_its_exporter_anew() -> None:
+    """A child does not write into the connection that its parent has open to an OTLP receiver."""
+
+    class Parents(Limited):
+        pass
+
+    reading, writing = os.pipe()
+
+    class Childs(Limited):
+        def export(self, batch: Sequence[Any]) -> LogRecordExportResult:
+            os.write(writing, b"its own")
+            return LogRecordExportResult.SUCCESS
+
+    parents = Parents(most=10)
+    road = pipeline()
+    road.add("otlp", parents, lambda: Childs(most=10))
+    child = os.fork()
+    if child == 0:
+        road.lanes[0].after_fork()
+        road.after_fork()
+        road.emit(event(1))
+        road.shutdown(time.monotonic() + 10)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == "its own"
+    os.waitpid(child, 0)
+    road.emit(event(2))
+    assert road.shutdown(time.monotonic() + 10) == 0
+    assert parents.taken == ["2"]
+
+
+def test_the_end_of_a_foreign_pipeline_ends_the_retries() -> None:
+    """In a pipeline of somebody else the exporter stops trying when it is shut down."""
+    exporter = EventLogExporter(Keep([], failures=1 << 30))
+    memory = InMemoryLogRecordExporter()
+    provider = LoggerProvider(resource=RESOURCE, shutdown_on_exit=False)
+    provider.add_log_record_processor(BatchLogRecordProcessor(memory, schedule_delay_millis=10))
+    provider.get_logger(semconv.SCOPE_NAME).emit(
+        timestamp=event().time,
+        event_name=semconv.ENTITY_UPDATED,
+        attributes={**event().attributes, semconv.RECORD_UID: event().id},
+    )
+    provider.shutdown()
+    thread = threading.Thread(target=exporter.export, args=(memory.get_finished_logs(),), daemon=True)
+    thread.start()
+    exporter.shutdown()
+    thread.join(20)
+    assert not thread.is_alive()

@@ -7,14 +7,13 @@ the dialects' methods and the statements (`dialects`, `statements`) only routes;
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 
 from otel_activity.capture import autocommit, drivers
 from otel_activity.capture.guard import internal_error
-from otel_activity.capture.transaction import Transaction
+from otel_activity.capture.transaction import Transaction, anchor_of
 from otel_activity.errors import ActivityError
 from otel_activity.events import Commit, Unit
 
@@ -57,7 +56,7 @@ class Bracket:
         fairy = connection.connection
         raw = fairy.dbapi_connection
         found = self._open.get(id(raw))
-        if found is not None and found.owns(raw):
+        if found is not None and (found.anchor() is raw or found.owns(raw)):
             return found
         return self._adopt(raw, connection, fairy)
 
@@ -68,7 +67,7 @@ class Bracket:
         def gone(_: object) -> None:
             self._open.pop(key, None)
 
-        anchor, via = _anchor(raw, fairy, gone)
+        anchor, via = anchor_of(raw, fairy, gone)
         transaction = Transaction(
             key,
             anchor,
@@ -122,11 +121,12 @@ class Bracket:
 
     def watch(self, transaction: Transaction) -> None:
         """Before a statement: entries whose transaction is over belong to nothing that comes now."""
-        unit = transaction.unit
-        if unit is None or transaction.inside or transaction.autocommit:
+        if transaction.unit is None or transaction.inside or transaction.autocommit:
             return
-        if drivers.driver_state(transaction.driver()) is drivers.State.ENDED:
+        if drivers.has_ended(transaction.driver()):
+            held = dict(transaction.held)  # of the flush step whose statement this is
             unit = transaction.take()
+            transaction.held.update(held)
             if unit is not None:
                 self._unseen(unit, _UNSEEN)
 
@@ -192,7 +192,11 @@ class Bracket:
         """Under AUTOCOMMIT a flush failed: release what its statements had committed until then."""
         if not transaction.announced:
             return
-        sure, unsure = autocommit.salvage(transaction)
+        try:
+            sure, unsure = autocommit.salvage(transaction)
+        except Exception:  # noqa: BLE001 - hooks never raise into the application
+            internal_error("changes of a failed flush")
+            return
         if sure is not None:
             self._prepare_after(sure)
             self._committed(sure)
@@ -401,22 +405,6 @@ class Bracket:
             raise
         self._aborted(unit)
         return result
-
-
-def _anchor(raw: Any, fairy: Any, gone: Callable[[object], None]) -> tuple[Callable[[], Any], str]:
-    """A weak reference that dies no later than the connection.
-
-    Adapted async connections cannot be referenced weakly, but the driver's can; sqlite3's cannot at all,
-    so there the pool's proxy stands in, which is dropped when the connection goes back or away.
-    """
-    driver = getattr(raw, "driver_connection", None)
-    for target, via in ((raw, ""), (driver, "driver_connection"), (fairy, "dbapi_connection")):
-        if target is not None:
-            try:
-                return weakref.ref(target, gone), via
-            except TypeError:
-                continue
-    raise TypeError(f"cannot follow the life of a {type(raw).__name__}")
 
 
 def _freeze(unit: Unit) -> None:

@@ -12,16 +12,16 @@ from opentelemetry import trace
 
 from otel_activity import semconv
 from otel_activity.capture.plan import MISSING, Encoded
-from otel_activity.codec import encode
+from otel_activity.codec import ATOMIC, encode
 from otel_activity.context import UNKNOWN_ACTOR, current_context
-from otel_activity.events import Commit, Event
+from otel_activity.events import Commit, Event, packed
 
 if TYPE_CHECKING:
-    from otel_activity.capture.plan import TablePlan
+    from otel_activity.capture.plan import Plan, TablePlan
     from otel_activity.context import RequestContext
     from otel_activity.events import Unit
 
-__all__ = ["CREATED", "DELETED", "UPDATED", "Change"]
+__all__ = ["CREATED", "DELETED", "UPDATED", "Change", "Row"]
 
 # event name, activity.action, db.operation.name
 CREATED: Final = (semconv.ENTITY_CREATED, "create", "INSERT")
@@ -83,7 +83,7 @@ class Change:
         plan = self.plan
         attributes = plan.attributes_of(self.kind, unit, commit).copy()
         attributes[semconv.ENTITY_ID] = entity_id(self.identity)
-        attributes[semconv.CHANGES] = self._changes(plan.limit)
+        attributes[semconv.CHANGES] = packed(self._changes(plan.limit))
         attributes[semconv.CAPTURE] = "partial" if self.partial else "full"
         attributes.update(UNKNOWN_ACTOR if self.attributes is None else self.attributes)
         event = Event(
@@ -122,6 +122,38 @@ class Change:
                 sides["after"] = other.value if type(other) is Encoded else encode(other, limit)
             changes[name] = sides
         return changes
+
+
+class Row(Change):
+    """A row that was inserted or deleted as a whole; its values are taken in the order of the columns."""
+
+    __slots__ = ("values",)
+
+    plan: Plan
+
+    def __init__(
+        self, plan: Plan, kind: tuple[str, str, str], identity: tuple[Any, ...], values: list[Any]
+    ) -> None:
+        self.plan = plan
+        self.kind = kind
+        self.identity = identity
+        self.values = values
+        self.time = _time_ns()
+        self.context = current_context()
+        self.attributes = None
+        self.otel = _current_otel()
+
+    def to_event(self, unit: Unit, commit: Commit) -> Event:
+        """Encode; see `otel_activity.events.Entry`."""
+        side: dict[str, Any] = {}
+        partial = False
+        for column, value in zip(self.plan.columns, self.values, strict=True):
+            kept = value if type(value) in ATOMIC or type(value) is Encoded else column.late(value)
+            side[column.name] = kept
+            partial |= kept is MISSING
+        self.before, self.after = ({}, side) if self.kind is CREATED else (side, {})
+        self.partial = partial
+        return super().to_event(unit, commit)
 
 
 def entity_id(identity: tuple[Any, ...]) -> str:

@@ -12,6 +12,7 @@ __all__ = [
     "State",
     "certainly_aborted",
     "driver_state",
+    "has_ended",
     "is_autocommit",
     "is_lost",
     "leaves_open",
@@ -69,6 +70,14 @@ def driver_state(driver: Any) -> State:
     except Exception:  # noqa: BLE001 - a closed connection may raise whatever it likes
         return State.UNKNOWN
     return State.UNKNOWN
+
+
+def has_ended(driver: Any) -> bool:
+    """Whether the driver's own connection stands in no transaction; asked before each statement."""
+    try:
+        return bool(driver.pgconn.transaction_status == 0)  # psycopg, without a detour
+    except Exception:  # noqa: BLE001 - another driver, or a closed connection
+        return driver_state(driver) is State.ENDED
 
 
 def is_autocommit(dialect: Any, connection: Any) -> bool:

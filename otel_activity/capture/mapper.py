@@ -10,11 +10,13 @@ import enum
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.base import LoaderCallableStatus, instance_state
 
 from otel_activity.capture.autocommit import Announced
-from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change
+from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change, Row
+from otel_activity.capture.drivers import sqlstate
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.plan import EXPRESSION, MISSING, is_expression
 from otel_activity.codec import ATOMIC
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["MapperHooks", "read_row", "record"]
 
 
+_IN_FAILED_TRANSACTION: Final = "25P02"
+
+
 class MapperHooks:
     """Listens to every mapper there is and will be."""
 
@@ -36,53 +41,56 @@ class MapperHooks:
         self._bracket = bracket
         self._planner = planner
         self._fetch = fetch_before
-        self._listeners: Final = (
-            ("before_insert", self._guarded(self._before_insert)),
-            ("before_update", self._guarded(self._before_update)),
-            ("before_delete", self._guarded(self._before_delete)),
-            ("after_insert", self._guarded(self._after_insert)),
-            ("after_update", self._guarded(self._after_update)),
-            ("after_delete", self._guarded(self._after_delete)),
-        )
+        self._listeners: Final = {
+            "before_insert": self._listener(self._before_insert),
+            "before_update": self._listener(self._before_update),
+            "before_delete": self._listener(self._before_delete),
+            "after_insert": self._listener(self._after_insert),
+            "after_update": self._listener(self._after_update),
+            "after_delete": self._listener(self._after_delete),
+        }
 
     def install(self) -> None:
-        for name, listener in self._listeners:
+        for name, listener in self._listeners.items():
             event.listen(Mapper, name, listener, raw=True, retval=True)
 
     def uninstall(self) -> None:
-        for name, listener in self._listeners:
+        for name, listener in self._listeners.items():
             event.remove(Mapper, name, listener)
 
-    def _guarded(self, hook: Any) -> Any:
+    def _listener(self, hook: Any) -> Any:
+        """A guarded hook. It runs for every row, so it looks up plan and transaction in one frame."""
+        planner, plans, find = self._planner, self._planner.plans, self._bracket.transaction
+
         def listener(mapper: Any, connection: Any, state: Any) -> None:
             try:
-                hook(mapper, connection, state)
+                plan = plans[mapper] if mapper in plans else planner.plan(mapper)
+                if plan is not None:
+                    hook(plan, find(connection), connection, state)
             except Exception:  # noqa: BLE001 - hooks never raise into the application
                 internal_error(hook.__name__)
 
         return listener
 
+    def _announce(self, transaction: Transaction, verb: str, plan: Plan, connection: Any, state: Any) -> None:
+        report = self._listeners[f"after_{verb}"]
+        transaction.announced.append(Announced(verb, report, (plan.mapper, connection, state)))
+
     # --- before the statement ----------------------------------------------------------------
 
-    def _before_insert(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
-        transaction.batch()
+    def _before_insert(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
+        if transaction.start >= 0:
+            transaction.close_batch()  # the previous step has reported: a new one begins
         if transaction.autocommit:
-            transaction.announced.append(Announced("insert", self._after_insert, (mapper, connection, state)))
+            self._announce(transaction, "insert", plan, connection, state)
         if self._fetch:
             self._hold_replaced(transaction, plan, connection, state)
 
-    def _before_update(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
-        transaction.batch()
+    def _before_update(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
+        if transaction.start >= 0:
+            transaction.close_batch()  # the previous step has reported: a new one begins
         if transaction.autocommit:
-            transaction.announced.append(Announced("update", self._after_update, (mapper, connection, state)))
+            self._announce(transaction, "update", plan, connection, state)
         dict_ = state.dict
         committed = state.committed_state
         held: dict[str, Any] = {}
@@ -97,18 +105,17 @@ class MapperHooks:
                 held[key] = EXPRESSION if type(old) is LoaderCallableStatus else old
         if self._fetch:
             unknown = [key for key, old in (committed | held).items() if _uncertain(old)]
-            held.update(read_row(connection, plan, state.key, unknown))
+            for key, value in read_row(connection, plan, state.key, unknown).items():
+                unseen = held.get(key) is MISSING and key not in committed
+                held[key] = _Unseen(value) if unseen else value
         if held:
             transaction.held[state] = held
 
-    def _before_delete(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
-        transaction.batch()
+    def _before_delete(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
+        if transaction.start >= 0:
+            transaction.close_batch()  # the previous step has reported: a new one begins
         if transaction.autocommit:
-            transaction.announced.append(Announced("delete", self._after_delete, (mapper, connection, state)))
+            self._announce(transaction, "delete", plan, connection, state)
         transaction.matched = None
         if self._fetch:
             known = state.dict | state.committed_state | transaction.held.get(state, {})
@@ -127,39 +134,23 @@ class MapperHooks:
 
     # --- after the statement -----------------------------------------------------------------
 
-    def _after_insert(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
-        dict_ = state.dict
-        after: dict[str, Any] = {}
-        partial = False
-        for column in plan.columns:
-            value = dict_.get(column.key, MISSING)
-            if type(value) in ATOMIC and not column.secret:
-                after[column.name] = value
-                continue
-            if value is not MISSING:
-                value = column.snapshot(value)
-            elif column.null_if_missing and column.key not in state.expired_attributes:
-                value = None
-            partial |= value is MISSING
-            after[column.name] = value
-        change = Change(plan, CREATED, _identity(plan, dict_), {}, after, partial=partial)
+    def _after_insert(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
+        get = state.dict.get
+        # An attribute that is not there was never set, which inserts NULL, or is to be read again.
+        values = [get(key, default) for key, default in plan.defaults]
+        if expired := state.expired_attributes:
+            values = [get(key, MISSING if key in expired else default) for key, default in plan.defaults]
+        _encode_at_once(plan, values)
+        change = Row(plan, CREATED, tuple([get(key) for key in plan.pk]), values)
         transaction.add_insert(change)
         if transaction.autocommit:
             self._bracket.settle(transaction)
 
-    def _after_update(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
+    def _after_update(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         held = transaction.held.pop(state, None) or {}
         if state.key is None:
             # A new object took over the row of one that was deleted in the same flush ("row switch").
-            change = self._row_switch(plan, mapper, state, held)
+            change = self._row_switch(plan, plan.mapper, state, held)
         else:
             change = self._updated(plan, state, held)
         if change is None:
@@ -177,6 +168,7 @@ class MapperHooks:
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
         partial = False
+        written: list[Any] = []
         for key, old in committed.items():
             column = by_key.get(key)
             if column is None:
@@ -186,14 +178,17 @@ class MapperHooks:
                 continue
             if key in held:
                 old = held[key]
+                if type(old) is _Unseen:
+                    old = old.value
                 if old.__class__ is not MISSING.__class__ and column.is_equal(new, old) is True:
                     # Written, though unchanged; the row is an update of nothing in this column.
+                    written.append(column)
                     continue
             elif type(old) is LoaderCallableStatus:
                 old = MISSING
             partial |= record(column, old, new, before, after)
         if held:
-            partial |= _record_held(plan, state, held, before, after)
+            partial |= _record_held(plan, state, held, before, after, written)
         if not before:
             # The hook is called for objects without a net change, too.
             return None
@@ -220,31 +215,39 @@ class MapperHooks:
             return None
         return Change(plan, UPDATED, _identity(plan, dict_), before, after, partial=partial)
 
-    def _after_delete(self, mapper: Any, connection: Any, state: Any) -> None:
-        plan = self._planner.plan(mapper)
-        if plan is None:
-            return
-        transaction = self._bracket.transaction(connection)
+    def _after_delete(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         held = transaction.held.pop(state, None) or {}
         if transaction.matched == 0:
             # Somebody else deleted the row first; SQLAlchemy only warns.
             return
-        dict_ = state.dict
-        committed = state.committed_state
-        before: dict[str, Any] = {}
-        partial = False
-        for column in plan.columns:
-            key = column.key
-            value = held[key] if key in held else committed.get(key, MISSING)
-            if value is MISSING and key not in held:
-                value = dict_.get(key, MISSING)
-            if value is not MISSING:
-                value = column.snapshot(value)
-            partial |= value is MISSING
-            before[column.name] = value
-        transaction.add(Change(plan, DELETED, state.key[1], before, {}, partial=partial))
+        get = state.dict.get
+        values = [get(key, MISSING) for key, _ in plan.defaults]
+        # What was changed and not flushed is not what the row held.
+        for known in (state.committed_state, held):
+            if known:
+                values = [
+                    known.get(key, value) for (key, _), value in zip(plan.defaults, values, strict=True)
+                ]
+        _encode_at_once(plan, values)
+        transaction.add(Row(plan, DELETED, state.key[1], values))
         if transaction.autocommit:
             self._bracket.settle(transaction)
+
+
+def _encode_at_once(plan: Plan, values: list[Any]) -> None:
+    """Encode the values that may change before the event is made, and drop the secrets."""
+    for index, column in plan.at_once:
+        if values[index] is not MISSING:
+            values[index] = column.snapshot(values[index])
+
+
+class _Unseen:
+    """A value read from the database that the session itself had not loaded."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 def read_row(connection: Any, plan: Plan, identity: Any, keys: Iterable[str]) -> dict[str, Any]:
@@ -254,9 +257,13 @@ def read_row(connection: Any, plan: Plan, identity: Any, keys: Iterable[str]) ->
         return {}
     mapper = plan.mapper
     where = [column == value for column, value in zip(mapper.primary_key, identity[1], strict=True)]
-    row = connection.execute(
-        mapper.selectable.select().with_only_columns(*(column.column for column in columns)).where(*where)
-    ).first()
+    query = mapper.selectable.select().with_only_columns(*(column.column for column in columns)).where(*where)
+    try:
+        row = connection.execute(query).first()
+    except DBAPIError as error:
+        if error.orig is not None and sqlstate(error.orig) == _IN_FAILED_TRANSACTION:
+            return {}  # the statement that follows fails as well
+        raise
     return {} if row is None else {column.key: value for column, value in zip(columns, row, strict=True)}
 
 
@@ -273,7 +280,12 @@ def record(column: Any, old: Any, new: Any, before: dict[str, Any], after: dict[
 
 
 def _record_held(
-    plan: Plan, state: Any, held: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+    plan: Plan,
+    state: Any,
+    held: dict[str, Any],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    written: list[Any],
 ) -> bool:
     """Note what the statement changed by itself; True when a side of it is not known."""
     partial = False
@@ -283,18 +295,22 @@ def _record_held(
             continue
         column = plan.by_key[key]
         new = state.dict.get(key, MISSING)
-        if old is MISSING:
-            doubtful.append((column, new))
+        unseen = type(old) is _Unseen
+        if unseen:
+            old = old.value
+        if old is MISSING or (unseen and new is MISSING):
+            doubtful.append((column, old, new))
         elif old is EXPRESSION or new is MISSING or column.is_equal(new, old) is not True:
             partial |= record(column, old, new, before, after)
-    if before and doubtful:
-        # Nobody knows the old value, so nobody sees a difference: changed if an UPDATE wrote the table.
+    if doubtful and (before or written):
+        # The session never saw the value, so nobody sees a difference: changed if an UPDATE wrote the table.
         tables = {column.column.table for column in plan.columns if column.name in before}
+        tables.update(column.column.table for column in written)
         if plan.mapper.version_id_col is not None:
             tables.add(plan.mapper.version_id_col.table)
-        for column, new in doubtful:
+        for column, old, new in doubtful:
             if column.column.table in tables:
-                partial |= record(column, MISSING, new, before, after)
+                partial |= record(column, old, new, before, after)
     return partial
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import fnmatch
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sqlalchemy import ClauseElement, Column, Table
+from sqlalchemy import ClauseElement, Column, LargeBinary, Table, TypeDecorator
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 from otel_activity import semconv
@@ -66,7 +67,7 @@ class _Redacts(Protocol):
 class ColumnPlan:
     """One column of an entity."""
 
-    __slots__ = ("column", "is_equal", "key", "name", "null_if_missing", "plan", "secret")
+    __slots__ = ("at_once", "column", "is_equal", "key", "name", "null_if_missing", "plan", "secret")
 
     def __init__(self, plan: TablePlan, key: str, name: str, column: Column[Any], is_equal: Any) -> None:
         self.plan = plan
@@ -75,6 +76,7 @@ class ColumnPlan:
         self.column = column
         self.is_equal = is_equal
         self.secret = plan.redacts(column, key)
+        self.at_once = self.secret or _may_change(column.type)
         # SQLAlchemy inserts NULL for an attribute that was never set, unless something else provides it.
         self.null_if_missing = (
             column.default is None
@@ -91,6 +93,10 @@ class ColumnPlan:
         if type(value) in ATOMIC:
             return value
         return self.plan.encoded(value)
+
+    def late(self, value: Any) -> Any:
+        """As `snapshot`, for a value that was taken as it was."""
+        return value if value is MISSING or value is _REDACTED else self.plan.encoded(value)
 
 
 class TablePlan:
@@ -146,7 +152,7 @@ class TablePlan:
 class Plan(TablePlan):
     """What to take from objects of one mapper."""
 
-    __slots__ = ("by_key", "columns", "fetchable", "mapper", "pk", "watched")
+    __slots__ = ("at_once", "by_key", "columns", "defaults", "mapper", "pk", "watched")
 
     def __init__(self, mapper: Mapper[Any], redactor: _Redacts, limit: int) -> None:
         # A class may be mapped to a join of tables, which has no name.
@@ -158,6 +164,10 @@ class Plan(TablePlan):
         self.columns: tuple[ColumnPlan, ...] = tuple(columns)
         self.by_key = {column.key: column for column in columns}
         self.pk = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+        # For the snapshot of an inserted row: what an attribute that is not there stands for, and which
+        # columns cannot wait to be encoded.
+        self.defaults = tuple((column.key, None if column.null_if_missing else MISSING) for column in columns)
+        self.at_once = tuple((index, column) for index, column in enumerate(columns) if column.at_once)
         # Columns that an UPDATE changes without the application having set them.
         self.watched: tuple[ColumnPlan, ...] = tuple(
             column
@@ -177,6 +187,17 @@ class Plan(TablePlan):
             names.add(name)
             impl = mapper.class_manager[prop.key].impl
             yield ColumnPlan(self, prop.key, name, column, impl.is_equal)
+
+
+def _may_change(kind: Any) -> bool:
+    """Whether values of a column type may be mutable: they are encoded when they are captured."""
+    if isinstance(kind, (TypeDecorator, LargeBinary)):
+        return True
+    try:
+        python_type = kind.python_type
+    except NotImplementedError:
+        return True
+    return python_type not in ATOMIC and not issubclass(python_type, enum.Enum)
 
 
 def _wish(column: Any) -> Mapping[str, Any]:
@@ -204,15 +225,16 @@ class Planner:
         self._include = include
         self._exclude = exclude
         self._limit = limit
-        self._plans: dict[Mapper[Any], Plan | None] = {}
+        self.plans: dict[Mapper[Any], Plan | None] = {}
+        """The plans made so far; `plan` makes what is missing."""
         self._tables: dict[Table, SecondaryPlan | None] = {}
 
     def plan(self, mapper: Mapper[Any]) -> Plan | None:
         try:
-            return self._plans[mapper]
+            return self.plans[mapper]
         except KeyError:
             plan = Plan(mapper, self._redactor, self._limit) if self._audited(mapper.tables) else None
-            self._plans[mapper] = plan
+            self.plans[mapper] = plan
             return plan
 
     def secondary(self, table: Table) -> SecondaryPlan | None:

@@ -53,7 +53,8 @@ class StatementHooks:
             transaction = bracket.find_for(context.root_connection)
             if transaction is None:
                 return original(dialect, cursor, statement, parameters, context)
-            bracket.watch(transaction)
+            if transaction.unit is not None:
+                bracket.watch(transaction)
             try:
                 result = original(dialect, cursor, statement, parameters, context)
             except BaseException as error:
@@ -85,7 +86,8 @@ class StatementHooks:
             internal_error("changes of a failed flush")
 
     def _written(self, transaction: Transaction, context: Any, cursor: Any, parameters: Any) -> None:
-        self._bracket.look(transaction)
+        if transaction.unit is None or transaction.autocommit:  # else `watch` has looked just before
+            self._bracket.look(transaction)
         if transaction.announced:
             autocommit.count(transaction, context, cursor, parameters)
         if context.isdelete:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from otel_activity.capture.autocommit import Announced
     from otel_activity.events import Entry
 
-__all__ = ["Transaction"]
+__all__ = ["Transaction", "anchor_of"]
 
 
 class Transaction:
@@ -135,11 +136,6 @@ class Transaction:
     # One step of a flush (SQLAlchemy's `save_obj`) announces all its objects, runs the UPDATEs, then the
     # INSERTs, and then reports the inserted objects before the updated ones. Entries go in statement order.
 
-    def batch(self) -> None:
-        """An object was announced: if the previous step has reported, a new one begins."""
-        if self.inserts or self.updates:
-            self.close_batch()
-
     def close_batch(self) -> None:
         """The step is over: entries that come later stand behind its entries."""
         self.start = -1
@@ -147,7 +143,7 @@ class Transaction:
 
     def add_insert(self, entry: Entry) -> None:
         """An inserted row was reported."""
-        entries = self.opened().entries
+        entries = (self.unit or self.opened()).entries
         if self.start < 0:
             self.start = len(entries)
         entries.append(entry)
@@ -155,7 +151,7 @@ class Transaction:
 
     def add_update(self, entry: Entry) -> None:
         """An updated row was reported; it stands before the rows that the same step inserted."""
-        entries = self.opened().entries
+        entries = (self.unit or self.opened()).entries
         if self.start < 0:
             self.start = len(entries)
         if self.inserts:
@@ -166,8 +162,9 @@ class Transaction:
 
     def add(self, entry: Entry) -> None:
         """Any other row was reported, in the order of the statements."""
-        self.close_batch()
-        self.opened().entries.append(entry)
+        if self.start >= 0:
+            self.close_batch()
+        (self.unit or self.opened()).entries.append(entry)
 
     def mark(self, name: str) -> None:
         """SAVEPOINT. A name in use is hidden by the new one until that is released, as in SQL."""
@@ -204,3 +201,19 @@ class Transaction:
         index = self._find(name)
         if index >= 0:
             del self.savepoints[index:]
+
+
+def anchor_of(raw: Any, fairy: Any, gone: Callable[[object], None]) -> tuple[Callable[[], Any], str]:
+    """A weak reference that dies no later than the connection.
+
+    Adapted async connections cannot be referenced weakly, but the driver's can; sqlite3's cannot at all,
+    so there the pool's proxy stands in, which is dropped when the connection goes back or away.
+    """
+    driver = getattr(raw, "driver_connection", None)
+    for target, via in ((raw, ""), (driver, "driver_connection"), (fairy, "dbapi_connection")):
+        if target is not None:
+            try:
+                return weakref.ref(target, gone), via
+            except TypeError:
+                continue
+    raise TypeError(f"cannot follow the life of a {type(raw).__name__}")

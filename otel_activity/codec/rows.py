@@ -145,6 +145,8 @@ def copy_line(event: Event, service: str, resource_id: str) -> bytes:
     documents = _fields(changes, rest)
     if b"\\" in documents or b'$json"' in documents:
         if b"\\u0000" in documents or b'$json"' in documents:
+            if type(changes) is msgspec.Raw:
+                changes = _decode(changes)
             documents = _fields(_storable(changes), _storable(rest))
         documents = documents.replace(b"\\", b"\\\\")
     return head.encode() + documents

@@ -13,11 +13,21 @@ from otel_activity.errors import ExportError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "log_safely"]
 
 _logger: Final = logging.getLogger("otel_activity")
 _REPEAT: Final = 60.0
 """Seconds between two log lines of one level: an error is not kept back by an earlier warning."""
+_PATIENCE: Final = 10.0
+"""Seconds after which an attempt without an answer counts as trouble: others do not wait for it."""
+
+
+def log_safely(level: int, line: str, *args: object, exc_info: bool = False) -> None:
+    """Log one line. The application's handlers and filters may raise; here that would cost events."""
+    try:
+        _logger.log(level, line, *args, exc_info=exc_info)
+    except Exception:  # noqa: BLE001 - there is no better place to tell
+        return
 
 
 class Lane:
@@ -34,6 +44,7 @@ class Lane:
         dropped: events lost because the lane was full, or that were left at shutdown.
         retries: attempts that failed.
         trouble: why the last attempt failed; None while the exporter works.
+        entered: events that were ever let in; `entered - pending` of them have left, in this order.
     """
 
     def __init__(self, name: str, capacity: int, *, backoff: Backoff | None = None) -> None:
@@ -46,17 +57,19 @@ class Lane:
         self._backoff = backoff or Backoff()
         self._deadline: float | None = None
         self._said: dict[int, float] = {}
+        self.entered = 0
         self._reset()
 
     def _reset(self) -> None:
         self.pending = 0
         self._changed = threading.Condition()
         self._stop = threading.Event()
+        self._since: float | None = None
 
     def after_fork(self) -> None:
         """In a forked child: what is on the way is the parent's, and its locks may be held for ever."""
         self._reset()
-        self.confirmed = self.dropped = self.retries = 0
+        self.confirmed = self.dropped = self.retries = self.entered = 0
         self.trouble = None
 
     # --- the feeding side --------------------------------------------------------------------
@@ -66,6 +79,7 @@ class Lane:
         with self._changed:
             if self.pending < self.capacity:
                 self.pending += 1
+                self.entered += 1
                 return True
             self.dropped += 1
         self._say(
@@ -75,13 +89,23 @@ class Lane:
         )
         return False
 
+    @property
+    def clogged(self) -> bool:
+        """Whether it is full and the exporter works, so that waiting for room makes sense."""
+        if self.pending < self.capacity or self.trouble is not None or self._stop.is_set():
+            return False
+        since = self._since
+        return since is None or time.monotonic() - since < _PATIENCE
+
     def wait_for_room(self, timeout: float) -> None:
         """Wait while the lane is full and the exporter works; a stuck exporter is not waited for."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self.pending < self.capacity or self.trouble is not None or self._stop.is_set(),
-                timeout,
-            )
+            self._changed.wait_for(lambda: not self.clogged, timeout)
+
+    def wait_for_mark(self, mark: int, timeout: float) -> bool:
+        """Whether the first `mark` events that entered have left within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.entered - self.pending >= mark, timeout)
 
     def wait_until_empty(self, timeout: float) -> bool:
         """Whether everything was confirmed within `timeout` seconds."""
@@ -94,22 +118,33 @@ class Lane:
         """Run `attempt` until it stops raising `ExportError`, then confirm `count` events.
 
         Returns False if the process ended first. Other exceptions are treated alike: a bug in an exporter
-        must not lose a batch.
+        must not lose a batch, nor end its thread.
         """
         delays = self._backoff.delays()
-        while True:
+        while not self._out_of_time():
+            self._since = time.monotonic()
             try:
                 attempt()
             except ExportError as error:
                 self._failed(str(error))
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - see above
                 self._failed(f"{type(error).__name__} in the exporter")
-                _logger.debug("otel_activity: %s raised", self.name, exc_info=True)
+                log_safely(logging.DEBUG, "otel_activity: %s raised", self.name, exc_info=True)
             else:
-                self._succeeded(count)
+                self.confirm(count)
                 return True
-            if self._give_up(next(delays)):
-                return False
+            finally:
+                self._since = None
+            self._wait(next(delays))
+        return False
+
+    def lose(self, count: int, reason: str) -> None:
+        """Count events that can never be delivered, and say so."""
+        with self._changed:
+            self.pending = max(0, self.pending - count)
+            self.dropped += count
+            self._changed.notify_all()
+        log_safely(logging.ERROR, "otel_activity: %s: %d events are lost: %s", self.name, count, reason)
 
     def _failed(self, trouble: str) -> None:
         with self._changed:
@@ -120,7 +155,8 @@ class Lane:
             logging.WARNING, f"{self.name} takes no events: {trouble}; {self.pending} are kept and retried"
         )
 
-    def _succeeded(self, count: int) -> None:
+    def confirm(self, count: int) -> None:
+        """Count events that the exporter took."""
         with self._changed:
             self.pending = max(0, self.pending - count)
             self.confirmed += count
@@ -129,18 +165,17 @@ class Lane:
             self._changed.notify_all()
         if recovered:
             self._said.clear()
-            _logger.info("otel_activity: %s takes events again", self.name)
+            log_safely(logging.INFO, "otel_activity: %s takes events again", self.name)
 
-    def _give_up(self, delay: float) -> bool:
-        """Wait before the next attempt; True when the time for shutting down is used up."""
+    def _out_of_time(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    def _wait(self, delay: float) -> None:
+        """Wait before the next attempt, not beyond the time for shutting down."""
         if self._deadline is None:
             self._stop.wait(delay)
         if self._deadline is not None:
-            left = self._deadline - time.monotonic()
-            if left <= 0:
-                return True
-            time.sleep(min(delay, left))
-        return False
+            time.sleep(max(0.0, min(delay, self._deadline - time.monotonic())))
 
     def stop(self, deadline: float) -> None:
         """From now on attempts go on until `deadline` (monotonic seconds) only."""
@@ -152,8 +187,10 @@ class Lane:
         with self._changed:
             left, self.pending = self.pending, 0
             self.dropped += left
+            self._changed.notify_all()
         if left:
-            _logger.error(
+            log_safely(
+                logging.ERROR,
                 "otel_activity: %d events were not delivered to %s before the process ended (%s)",
                 left,
                 self.name,
@@ -165,4 +202,4 @@ class Lane:
         now = time.monotonic()
         if now - self._said.get(level, -_REPEAT) >= _REPEAT:
             self._said[level] = now
-            _logger.log(level, "otel_activity: %s", line)
+            log_safely(level, "otel_activity: %s", line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +16,18 @@ if TYPE_CHECKING:
 
 __all__ = ["LifespanFlush", "StarletteRequests"]
 
+_logger: Final = logging.getLogger("otel_activity")
 _DONE: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
+
+
+async def _in_thread(flush: Callable[[], object]) -> None:
+    """Run it off the event loop, whichever that is (Starlette needs anyio). The host shuts down anyway."""
+    try:
+        from anyio import to_thread
+
+        await to_thread.run_sync(flush)
+    except Exception:
+        _logger.exception("otel_activity: internal error while flushing")
 
 
 class LifespanFlush(MethodHook):
@@ -33,7 +44,7 @@ class LifespanFlush(MethodHook):
             async def lifespan(router: Any, scope: Any, receive: Any, send: Any) -> None:
                 async def flushing(message: Any) -> None:
                     if message.get("type") in _DONE:
-                        await asyncio.to_thread(flush)
+                        await _in_thread(flush)
                     await send(message)
 
                 await original(router, scope, receive, flushing)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from otel_activity.events import Event, ResourceInfo
 
 __all__ = ["PostgresEventExporter"]
+
+GRACE: Final = 5.0
+"""Seconds that an answer may take beyond the server's own time limit."""
 
 
 class PostgresEventExporter:
@@ -56,6 +60,7 @@ class PostgresEventExporter:
         self._export_timeout = export_timeout
         self._connection: psycopg.Connection[Any] | None = None
         self._writer: EventWriter | None = None
+        self._portion = _Portion()
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -63,11 +68,11 @@ class PostgresEventExporter:
         """What became of the last batch that was delivered; for counters."""
 
     def export(self, events: Sequence[Event], resource: ResourceInfo) -> None:
-        """Store the batch, in one attempt and one transaction.
+        """Store the batch, in one attempt; in one transaction unless that took longer than it may.
 
         Raises:
-            StoreUnavailable: no server, or it went away; nothing of the batch is stored unless the
-                connection broke in the very moment of COMMIT. Sending it again is always right.
+            StoreUnavailable: no server, or it went away, or it took too long. A part of the batch may be
+                stored. Sending it again is always right.
             StoreRefused: the server answered and refuses; the message names the fix.
         """
         if os.getpid() != self._pid:
@@ -76,13 +81,39 @@ class PostgresEventExporter:
             if self._closed.is_set():
                 raise StoreUnavailable("the PostgreSQL exporter is closed")
             try:
-                self.last_result = self._connected_writer().write(events, resource)
-            except BaseException:
+                self.last_result = self._write(events, resource)
+            except BaseException as error:
+                if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                    self._portion.too_long(len(events))
                 self._disconnect()
                 raise
             finally:
                 if self._closed.is_set():
                     self._disconnect()
+
+    def _write(self, events: Sequence[Event], resource: ResourceInfo) -> WriteResult:
+        writer = self._connected_writer()
+        result, done = WriteResult(0, 0, 0), 0
+        while True:
+            part = events[done : done + self._portion.size]
+            written = writer.write(part, resource)
+            result = WriteResult(*(one + other for one, other in zip(result, written, strict=True)))
+            done += len(part)
+            if done >= len(events):
+                return result
+            self._portion.in_time()
+
+    def probe(self) -> None:
+        """Make sure that a batch could be stored now: connection, schema, and the right to write.
+
+        Raises:
+            StoreUnavailable, StoreRefused: as `export`.
+        """
+        with self._lock, suppress_instrumentation():
+            try:
+                self._connected_writer().probe()
+            finally:
+                self._disconnect()
 
     def close(self) -> None:
         """Close the connection. An export that is under way finishes first and closes it itself."""
@@ -106,7 +137,10 @@ class PostgresEventExporter:
     def _connected_writer(self) -> EventWriter:
         if self._writer is None:
             connection = self._connection = connect(
-                self._dsn, application_name=self._application_name, connect_timeout=self._connect_timeout
+                self._dsn,
+                application_name=self._application_name,
+                connect_timeout=self._connect_timeout,
+                patience=self._export_timeout + GRACE,
             )
             try:
                 store_schema.check(connection, self._schema)
@@ -119,6 +153,26 @@ class PostgresEventExporter:
         connection, self._connection, self._writer = self._connection, None, None
         if connection is not None:
             connection.close()
+
+
+class _Portion:
+    """How many events go into one transaction: half as many after one that took too long.
+
+    Otherwise a batch that needs longer than the time limit would be tried for ever. It grows again fast up to
+    half of what was too much, and slowly beyond.
+    """
+
+    def __init__(self) -> None:
+        self.size = sys.maxsize
+        self._safe = sys.maxsize
+
+    def too_long(self, most: int) -> None:
+        """A transaction of `size` events, but not more than `most`, reached the time limit."""
+        self.size = self._safe = max(1, min(self.size, most) // 2)
+
+    def in_time(self) -> None:
+        """A transaction of `size` events was stored."""
+        self.size = self.size + 1 if self.size >= self._safe else min(self._safe, self.size * 2)
 
 
 def _abandon(connection: psycopg.Connection[Any]) -> None:

@@ -33,6 +33,7 @@ _REFUSALS: Final = {
 """SQLSTATE classes that only a person can mend, each with what to do."""
 
 _PERMISSION_DENIED: Final = "42501"
+_CHECK_VIOLATION: Final = "23514"
 _READ_ONLY: Final = "25006"
 _MISSING: Final = frozenset({"42P01", "3F000", "42883"})  # table, schema, function
 
@@ -59,6 +60,8 @@ _REFUSED_TEXTS: Final = (
 
 def is_data_error(error: psycopg.Error) -> bool:
     """Whether a record is to blame: without it, the rest of the batch can be stored."""
+    if error.sqlstate == _CHECK_VIOLATION and not error.diag.constraint_name:
+        return False  # no partition takes the row: the table is to blame
     return (error.sqlstate or "")[:2] in _DATA_CLASSES
 
 
@@ -77,6 +80,10 @@ def store_failure(error: psycopg.Error, schema: str) -> ExportError:
         return StoreRefused(
             f"the store is read-only: {reason}; connect to the primary, "
             "or add target_session_attrs=read-write to the DSN"
+        )
+    if state == _CHECK_VIOLATION:
+        return refused_schema(
+            schema, f"takes no event ({reason})", "attach its partition events_default again"
         )
     fix = _REFUSALS.get(state[:2])
     if fix:

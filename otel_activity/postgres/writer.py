@@ -130,6 +130,18 @@ class EventWriter:
         self._stored_resources.add(batch.key)
         return batch.result(len(events))
 
+    def probe(self) -> None:
+        """Copy no rows: the server checks the right to insert, and that it is no standby.
+
+        Raises:
+            StoreUnavailable, StoreRefused: as `write`.
+        """
+        try:
+            with self._transaction():
+                self._copy("copy_events", ())
+        except psycopg.Error as error:
+            raise store_failure(error, self._schema) from error
+
     def _plain_resource(self, resource: ResourceInfo) -> tuple[ResourceInfo, str]:
         """The resource as it can be stored, and its id; worked out once, for a process has hardly more."""
         known = self._resources.get(id(resource))

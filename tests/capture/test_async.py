@@ -352,13 +352,13 @@ def test_tasks(scene: Scene, async_driver: str) -> None:
     scene.check()
 
 
-def test_twophase_by_text(scene: Scene) -> None:
-    """asyncpg's dialect prepares by SQL text: a two-phase session over two databases still pairs up."""
+def test_twophase(scene: Scene, async_driver: str) -> None:
+    """A two-phase AsyncSession over two databases prepares both before it commits either."""
 
     async def main() -> None:
         async with (
-            engine_of(scene, "asyncpg") as here,
-            engine_of(scene, "asyncpg", other=True) as there,
+            engine_of(scene, async_driver) as here,
+            engine_of(scene, async_driver, other=True) as there,
             AsyncSession(binds={Account: here, Note: there}, twophase=True) as session,
         ):
             session.add_all([Account(name="here"), Note(body="there")])

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from otel_activity.capture import control
 from otel_activity.capture.control import Script, Step, Verb
-from tests.capture.support import Account, Scene, add, run
+from tests.capture.support import Account, Scene, add, changes_of, run
 
 COMMITS = [
     "COMMIT",
@@ -228,6 +228,18 @@ def test_driver_connection(scene: Scene, driver: str, attribute: str, end: str, 
     assert scene.recorder.doubtful_names() == ["unseen"]
     assert scene.recorder.names() == (["seen"] if then == "select" else [])
     assert set(scene.recorder.replayed()) <= set(scene.ask("rows"))
+
+
+def test_values_read_before_survive(scene: Scene, driver: str) -> None:
+    """A flush that finds the transaction over still knows the values it is about to overwrite."""
+    with Session(scene.engine(driver), expire_on_commit=False) as session:
+        account = add(session, "v0")
+        raw_of(session, "driver_connection").commit()
+        account.name = "v1"
+        session.commit()
+    (found,) = scene.recorder.events
+    assert changes_of(found)["name"] == {"before": "v0", "after": "v1"}
+    assert scene.recorder.doubtful_names() == ["v0"]
 
 
 def test_driver_savepoint(scene: Scene, driver: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -221,6 +222,184 @@ def test_many_threads_release_at_once(road: Road) -> None:
     ids = [int(event.id) for event in road.taken]
     assert len(ids) == len(set(ids)) == 8 * 50 * 3
     assert all(ids[at + 1] == ids[at] + 1 and ids[at + 2] == ids[at] + 2 for at in range(0, len(ids), 3))
+
+
+def test_a_flush_does_not_wait_for_what_comes_after_it(road: Road) -> None:
+    """Under steady load a flush is done when the events from before it are, though others are on the way."""
+    delivery = QueuedDelivery([road.lane], road.emit, capacity=100_000)
+    end = threading.Event()
+
+    def work() -> None:
+        number = 0
+        while not end.is_set():
+            number += 1
+            delivery.committed(unit(number))
+            if number % 20 == 0:
+                time.sleep(0.001)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert all(flush(delivery, 3.0) for _ in range(3))
+    finally:
+        end.set()
+        thread.join()
+    assert flush(delivery)
+
+
+def test_a_flush_is_false_when_its_events_are_dropped() -> None:
+    """Nobody is told that everything was confirmed while the bound cost events of this very flush."""
+    road = Road(capacity=1)
+    road.down = True
+    delivery = QueuedDelivery([road.lane], road.emit, capacity=1000)
+    delivery.committed(unit(0))
+    wait_for(lambda: road.lane.trouble is not None)
+    delivery.committed(unit(1, 2))
+    threading.Timer(0.5, setattr, (road, "down", False)).start()
+    assert not flush(delivery)
+    assert road.lane.dropped == 2
+    road.close()
+
+
+def test_a_failing_emit_costs_one_event_and_repeats_none() -> None:
+    """An event that cannot be emitted is counted; those around it are emitted once, in order."""
+    emitted: list[str] = []
+
+    def emit(event: Event) -> None:
+        if event.id == "2":
+            raise KeyError("no such severity")
+        emitted.append(event.id)
+
+    delivery = QueuedDelivery([], emit, capacity=1000)
+    delivery.committed(unit(1, 2, 3))
+    delivery.committed(unit(4))
+    assert flush(delivery)
+    assert emitted == ["1", "3", "4"]
+    assert delivery.metrics()["dropped"] == 1
+
+
+def test_a_flush_inside_the_feeding_thread_repeats_nothing() -> None:
+    """A signal handler may flush in the middle of feeding: no event is fed twice, none is lost."""
+    emitted: list[str] = []
+
+    def emit(event: Event) -> None:
+        emitted.append(event.id)
+        if event.id == "2":
+            delivery._pump()
+            assert not flush(delivery, 0.01)
+
+    delivery = QueuedDelivery([], emit, capacity=1000)
+    delivery.committed(unit(1, 2, 3))
+    delivery.committed(unit(4))
+    assert flush(delivery)
+    assert emitted == ["1", "2", "3", "4"]
+
+
+class Raising(logging.Handler):
+    """A handler of the application that has a bug."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise ValueError("bug in a handler")
+
+
+@pytest.fixture
+def handler() -> Iterator[Callable[[logging.Handler], None]]:
+    """Adds a handler to our logger, for one test."""
+    added: list[logging.Handler] = []
+
+    def add(made: logging.Handler) -> None:
+        logging.getLogger("otel_activity").addHandler(made)
+        added.append(made)
+
+    yield add
+    for made in added:
+        logging.getLogger("otel_activity").removeHandler(made)
+
+
+def test_a_log_handler_that_raises_costs_no_event(
+    road: Road, handler: Callable[[logging.Handler], None]
+) -> None:
+    """The application's own logging may be broken; retries go on and every event arrives."""
+    handler(Raising())
+    road.down = True
+    delivery = QueuedDelivery([road.lane], road.emit, capacity=1000)
+    delivery.committed(unit(1, 2))
+    wait_for(lambda: road.lane.retries > 2)
+    road.down = False
+    assert flush(delivery)
+    assert [event.id for event in road.taken] == ["1", "2"]
+
+
+def test_a_log_handler_that_commits_does_not_recurse(handler: Callable[[logging.Handler], None]) -> None:
+    """A handler that writes to the audited database is told of a full queue once, not for each drop."""
+    lines: list[str] = []
+
+    class Committing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+            delivery.committed(unit(99))
+
+    handler(Committing())
+    delivery = QueuedDelivery([], lambda event: None, capacity=0)
+    for number in range(50):
+        delivery.committed(unit(number))
+    assert len(lines) == 1
+    assert delivery.metrics()["dropped"] == 51
+
+
+def test_an_exporter_that_exits_its_thread_is_retried() -> None:
+    """SystemExit out of an exporter would end the SDK's thread for good; it counts as a failure."""
+    lane = Lane("odd", 10, backoff=QUICK)
+    attempts: list[int] = []
+
+    def attempt() -> None:
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise SystemExit(1)
+
+    assert lane.enter()
+    assert lane.deliver(1, attempt)
+    assert (lane.confirmed, lane.retries) == (1, 2)
+
+
+def test_no_attempt_begins_after_the_time_is_up() -> None:
+    """What is left when the time for shutting down is over is not tried: an attempt may take long."""
+    lane = Lane("late", 10, backoff=QUICK)
+    lane.stop(time.monotonic())
+    attempts: list[int] = []
+    assert not lane.deliver(1, lambda: attempts.append(1))
+    assert attempts == []
+
+
+def test_an_exporter_that_never_answers_does_not_hold_up_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full lane whose attempt hangs is not waited for: the events reach the other exporter."""
+    monkeypatch.setattr("otel_activity.delivery.lane._PATIENCE", 0.1)
+    good, hung = Road(), Road(capacity=1)
+    answer = threading.Event()
+    monkeypatch.setattr(hung, "_take", lambda event: answer.wait(30))
+
+    def both(event: Event) -> None:
+        good.emit(event)
+        hung.emit(event)
+
+    delivery = QueuedDelivery([good.lane, hung.lane], both, capacity=1000)
+    delivery.committed(unit(*range(20)))
+    wait_for(lambda: len(good.taken) == 20)
+    assert hung.lane.trouble is None
+    assert not answer.is_set()
+    answer.set()
+    good.close()
+    hung.close()
+
+
+def test_what_was_never_encoded_is_counted_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """With no time left, events that still wait are counted as lost, and a line says how many."""
+    delivery = QueuedDelivery([], lambda event: time.sleep(0.2), capacity=1000)
+    delivery.committed(unit(1, 2, 3))
+    delivery.committed(unit(4, 5))
+    delivery.close(time.monotonic())
+    assert delivery.metrics()["dropped"] == 5
+    assert "5 events were not encoded" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 import urllib.request
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 
 from otel_activity.postgres import schema
-from tests.e2e.support import EXPECTED, World, lines
+from tests.e2e.support import EXPECTED, PROGRAMS, World, lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +44,66 @@ def test_a_typo_in_another_signal_does_not_switch_auditing_off(world: World, var
     assert status == 0
     assert "program done" in output
     assert world.stored() == EXPECTED
+
+
+@pytest.mark.parametrize("variable", ["OTEL_PYTHON_TRACER_PROVIDER", "OTEL_PYTHON_METER_PROVIDER"])
+def test_a_typo_in_a_provider_does_not_switch_auditing_off(world: World, variable: str) -> None:
+    """A provider of another signal that cannot be loaded neither stops the program nor its audit."""
+    status, output = world.run(**{variable: "misspelt"})
+    assert status == 0
+    assert "program done" in output
+    assert world.stored() == EXPECTED
+
+
+def test_an_otlp_exporter_that_cannot_be_built_stops_the_start(world: World) -> None:
+    """One line says which of the SDK's values is wrong."""
+    status, output = world.run(
+        OTEL_ACTIVITY_EXPORTERS="otlp",
+        OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
+        OTEL_EXPORTER_OTLP_COMPRESSION="misspelt",
+    )
+    assert status == 2
+    (line,) = output.splitlines()
+    assert "OTEL_EXPORTER_OTLP_COMPRESSION" in line
+
+
+def test_the_applications_provider_gets_the_last_events(world: World) -> None:
+    """With the application's own provider, what was committed just before the end is exported by it."""
+    status, output = world.run(
+        OTEL_ACTIVITY_LOGGER_PROVIDER="global", OTEL_LOGS_EXPORTER="console", OTEL_BLRP_SCHEDULE_DELAY="60000"
+    )
+    assert status == 0
+    assert output.count('"event_name": "activity.entity.') == 7
+
+
+def test_sigterm_with_the_store_down_says_what_was_lost(world: World) -> None:
+    """The number of events that a terminated process could not deliver is logged."""
+    process = world.start(
+        *("python", "plain.py", "wait"),
+        OTEL_ACTIVITY_POSTGRES_DSN="postgresql://127.0.0.1:1/none",
+        OTEL_ACTIVITY_SHUTDOWN_TIMEOUT="0.5",
+    )
+    output = ""
+    for line in lines(process):
+        output += line
+        if line == "program done\n":
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == -signal.SIGTERM
+    assert "7 events were not delivered to postgres" in output
+
+
+@pytest.mark.parametrize(
+    "arguments", [("fork",), ("spawn",), ("forkserver",), ("spawn", "import"), ("forkserver", "import")]
+)
+def test_workers_that_start_auditing_themselves_lose_nothing(
+    world: World, arguments: tuple[str, ...]
+) -> None:
+    """A worker of `multiprocessing` ends without ``atexit``; what it committed is stored all the same."""
+    environment = world.environment(OTEL_BLRP_SCHEDULE_DELAY="60000")
+    subprocess.run(
+        [sys.executable, "workers.py", *arguments], env=environment, cwd=PROGRAMS, check=True, timeout=60
+    )
+    assert sorted(int(entity) for _, entity, _ in world.stored()) == list(range(1, 7))
 
 
 @pytest.mark.parametrize("failure", ["raise RuntimeError('broken')", "raise ImportError('broken')"])

@@ -17,6 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from starlette.routing import Router
 
 import otel_activity
+from otel_activity import api
 from otel_activity.embedded import EmbeddedPostgres
 from otel_activity.errors import ConfigurationError, StoreUnavailable
 from otel_activity.frameworks.starlette import LifespanFlush
@@ -150,6 +151,49 @@ def test_include_exclude_and_redact_reach_the_capture(engine: Engine, postgres_d
     assert len(rows) == 1
     assert "redacted" in rows[0][0]
     assert "a secret" not in rows[0][0]
+
+
+def test_a_lifespan_ends_although_the_flush_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug in flushing is logged; the server is told that shutdown is complete."""
+    hook = LifespanFlush(lambda: 1 / 0)
+    hook.install()
+    sent: list[str] = []
+    messages: list[dict[str, Any]] = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message["type"])
+
+    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+    asyncio.run(FastAPI()(scope, receive, send))  # type: ignore[arg-type]
+    hook.uninstall()
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert "internal error while flushing" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_stops_auditing_cannot_hang(engine: Engine, postgres_dsn: str) -> None:
+    """The child of a fork does not inherit a lock that nobody there can release."""
+    schema.apply(postgres_dsn)
+    otel_activity.instrument(postgres_dsn=postgres_dsn)
+    held, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with api._lock:
+            held.set()
+            end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if api._lock.acquire(timeout=5) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    end.set()
+    thread.join()
 
 
 def test_a_lifespan_flushes_before_it_is_complete() -> None:

@@ -104,7 +104,8 @@ class Oracle:
         self.before_known = before_known
         self._tables: dict[str, Table] = {table.name: table for table in base.metadata.sorted_tables}
         self._mappers = {mapper.class_.__name__: mapper for mapper in base.registry.mappers}
-        self._connection = psycopg.connect(dsn, autocommit=True)
+        # A lock that is not given in time means that a session was left open: fail, do not hang.
+        self._connection = psycopg.connect(dsn, autocommit=True, options="-c lock_timeout=10s")
         set_json_loads(lambda text: json.loads(text, parse_float=Decimal), self._connection)
         self._seen: set[str] = set()
 

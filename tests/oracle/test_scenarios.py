@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import create_engine, event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, SAWarning
 from sqlalchemy.orm import Session, undefer
+from sqlalchemy.orm.attributes import flag_dirty
 from sqlalchemy.pool import NullPool
 
 from otel_activity import semconv
@@ -764,6 +765,41 @@ def test_fetch_post_update_and_row_switch(fetching: World) -> None:
 
     fetching.run(work)
     fetching.check()
+
+
+def test_fetch_of_an_object_that_is_not_written(fetching: World) -> None:
+    """Reading ahead makes no event of an object that is not written, and misses no UPDATE."""
+
+    def work(session: Session) -> None:
+        lazy, post = Lazy(name="x"), Post(title="p")
+        session.add_all([lazy, post])
+        session.commit()
+        flag_dirty(lazy)
+        session.commit()
+        lazy.name = "x"  # an UPDATE all the same, which sets `changed`
+        session.commit()
+
+    fetching.run(work)
+    assert fetching.check() == 3
+
+
+def test_fetch_in_a_failed_transaction(fetching: World) -> None:
+    """Reading before-values in a transaction that has failed already is no error of the audit."""
+
+    def work(session: Session) -> None:
+        account = _account("a")
+        session.add(account)
+        session.commit()
+        account.note = "x"
+        with pytest.raises(DBAPIError):
+            session.execute(text("SELECT 1/0"))
+        account.note = "y"
+        with pytest.raises(DBAPIError):
+            session.flush()
+        session.rollback()
+
+    fetching.run(work, autoflush=False)
+    assert fetching.check() == 1
 
 
 # --- two sessions on one row -------------------------------------------------------------------------

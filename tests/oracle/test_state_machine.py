@@ -414,6 +414,8 @@ class Sessions(RuleBasedStateMachine):
     @rule(number=slots, verb=st.sampled_from(["ROLLBACK", "COMMIT", "rollback work", "/* x */ END"]))
     def raw_control(self, number: int, verb: str) -> None:
         def work(slot: Slot) -> None:
+            if slot.session.connection().in_nested_transaction():
+                return  # SQLAlchemy's savepoint would be gone, and its session unable to end
             slot.session.flush()
             slot.raw_savepoints = 0
             try:
@@ -440,7 +442,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(number=slots, verb=st.sampled_from(["ROLLBACK TO SAVEPOINT", "RELEASE", "rollback to"]))
     def raw_savepoint_end(self, number: int, verb: str) -> None:
         def work(slot: Slot) -> None:
-            if slot.raw_savepoints:
+            if slot.raw_savepoints and not slot.session.connection().in_nested_transaction():
                 slot.session.flush()
                 try:
                     slot.session.execute(text(f'{verb} "Mine"'))
@@ -469,6 +471,7 @@ class Sessions(RuleBasedStateMachine):
     def teardown(self) -> None:
         for slot in getattr(self, "slots", ()):
             slot.close()
+        self.slots = []
         self.events_are_the_rows()
         self.world.oracle.empty()
 
@@ -511,7 +514,6 @@ def test_events_equal_what_the_triggers_saw(machine: type[Sessions], request: py
                 phases=PHASES,
             ),
         )
-        if time.monotonic() > end:
+        if time.monotonic() > end and machine.events > 100:
             break
     print(f"{machine.events} events")
-    assert machine.events > 100

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -19,7 +21,7 @@ from otel_activity.errors import ExportError, StoreRefused, StoreUnavailable
 from otel_activity.postgres import schema
 from otel_activity.postgres.exporter import PostgresEventExporter
 from otel_activity.postgres.writer import WriteResult
-from tests.postgres.support import RESOURCE, count, make_event, make_events, session, stored
+from tests.postgres.support import RESOURCE, count, days_ago, make_event, make_events, session, stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -279,16 +281,95 @@ def test_close_does_not_wait_for_a_stuck_export(store_dsn: str) -> None:
     _wait_for(lambda: not _backends(store_dsn, "closing"), "the connection is closed")
 
 
+def test_a_batch_that_takes_too_long_goes_in_portions(store_dsn: str) -> None:
+    """A slow store does not get the same batch for ever: less is sent at once until it is stored in time."""
+    with session(store_dsn) as admin:
+        admin.execute(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql"
+            " AS 'BEGIN PERFORM pg_sleep(0.02); RETURN new; END'"
+        )
+        admin.execute(
+            "CREATE TRIGGER slow BEFORE INSERT ON activity.events FOR EACH ROW EXECUTE FUNCTION slow()"
+        )
+    events = make_events(64)
+    with closing(PostgresEventExporter(store_dsn, export_timeout=0.5)) as exporter:
+        with pytest.raises(StoreUnavailable, match="timeout"):
+            exporter.export(events, RESOURCE)
+
+        def stored_all() -> bool:
+            with suppress(StoreUnavailable):
+                exporter.export(events, RESOURCE)
+                return True
+            return False
+
+        _wait_for(stored_all, "the batch was stored")
+        assert sum(exporter.last_result) == 64
+    assert set(stored(store_dsn)) == {event.id for event in events}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP on this platform")
+def test_a_frozen_server_is_given_up(own_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that keeps the connection and never answers is unavailable; another connection stores."""
+    monkeypatch.setattr("otel_activity.postgres.exporter.GRACE", 0.2)
+    dsn = own_server.create_database("audit")
+    schema.apply(dsn)
+    first, second = make_event(1), make_event(2)
+    with closing(PostgresEventExporter(dsn, export_timeout=1.0)) as exporter:
+        exporter.export([first], RESOURCE)
+        with session(dsn) as admin:
+            rows = admin.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'otel_activity'")
+            (backend,) = [row["pid"] for row in rows]
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreUnavailable, match="no answer within"):
+                exporter.export([second], RESOURCE)
+            exporter.export([second], RESOURCE)
+        finally:
+            os.kill(backend, signal.SIGCONT)
+    assert set(stored(dsn)) == {first.id, second.id}
+
+
+def test_a_table_without_its_default_partition_refuses_and_blames_no_event(store_dsn: str) -> None:
+    """Good events that no partition takes wait for somebody to mend the table; none is quarantined."""
+    event = make_event(time=days_ago(365 * 30))
+    with closing(PostgresEventExporter(store_dsn)) as exporter:
+        with session(store_dsn) as admin:
+            admin.execute("ALTER TABLE activity.events DETACH PARTITION activity.events_default")
+        with pytest.raises(StoreRefused, match="events_default"):
+            exporter.export([event], RESOURCE)
+        assert count(store_dsn, "quarantine") == 0
+        with session(store_dsn) as admin:
+            admin.execute("ALTER TABLE activity.events ATTACH PARTITION activity.events_default DEFAULT")
+        exporter.export([event], RESOURCE)
+    assert set(stored(store_dsn)) == {event.id}
+
+
+def test_a_probe_needs_the_right_to_insert(store_dsn: str, role_dsn: tuple[str, str]) -> None:
+    """A role that may read the schema's version but not insert is no working store; with the grants it is."""
+    role, dsn = role_dsn
+    with session(store_dsn) as admin:
+        name = psycopg.sql.Identifier(role)
+        admin.execute(psycopg.sql.SQL("GRANT USAGE ON SCHEMA activity TO {}").format(name))
+        admin.execute(psycopg.sql.SQL("GRANT SELECT ON activity.schema_version TO {}").format(name))
+    with closing(PostgresEventExporter(dsn)) as exporter:
+        with pytest.raises(StoreRefused, match="permission denied"):
+            exporter.probe()
+        with session(store_dsn) as admin:
+            admin.execute(schema.grants(writer=[role]))
+        exporter.probe()
+    assert count(store_dsn) == 0
+
+
 def test_exports_are_not_traced(store_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the exporter works, other instrumentations are told to look away."""
     seen = []
-    connect = psycopg.connect
+    connect = psycopg.Connection.connect.__func__  # type: ignore[attr-defined]  # the method behind it
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         seen.append(is_instrumentation_enabled())
         return connect(*args, **kwargs)
 
-    monkeypatch.setattr(psycopg, "connect", watched)
+    monkeypatch.setattr(psycopg.Connection, "connect", classmethod(watched))
     with closing(PostgresEventExporter(store_dsn)) as exporter:
         exporter.export([make_event()], RESOURCE)
     assert seen == [False]
