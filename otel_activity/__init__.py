@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from otel_activity.version import __version__
 
 if TYPE_CHECKING:
+    from otel_activity.actions import log_user_action, with_activity_logging
     from otel_activity.api import (
         flush_queue,
         get_queue_metrics,
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     )
     from otel_activity.context import Actor, activity_context
     from otel_activity.exporters import PostgresLogExporter
+    from otel_activity.frameworks.asgi import ActivityASGIMiddleware
+    from otel_activity.frameworks.wsgi import ActivityWSGIMiddleware
     from otel_activity.instrumentor import ActivityInstrumentor
     from otel_activity.settings import Settings
     from otel_activity.store import ActivityStore
 
 __all__ = [
+    "ActivityASGIMiddleware",
     "ActivityInstrumentor",
     "ActivityStore",
+    "ActivityWSGIMiddleware",
     "Actor",
     "PostgresLogExporter",
     "Settings",
@@ -36,11 +41,15 @@ __all__ = [
     "get_queue_metrics",
     "instrument",
     "is_active",
+    "log_user_action",
     "shutdown",
     "uninstrument",
+    "with_activity_logging",
 ]
 
 _HOMES = {
+    "ActivityASGIMiddleware": "otel_activity.frameworks.asgi",
+    "ActivityWSGIMiddleware": "otel_activity.frameworks.wsgi",
     "ActivityInstrumentor": "otel_activity.instrumentor",
     "ActivityStore": "otel_activity.store",
     "Actor": "otel_activity.context",
@@ -51,8 +60,10 @@ _HOMES = {
     "get_queue_metrics": "otel_activity.api",
     "instrument": "otel_activity.api",
     "is_active": "otel_activity.api",
+    "log_user_action": "otel_activity.actions",
     "shutdown": "otel_activity.api",
     "uninstrument": "otel_activity.api",
+    "with_activity_logging": "otel_activity.actions",
 }
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 
+from otel_activity import actions
 from otel_activity.capture import SQLAlchemyCapture, check
 from otel_activity.delivery import QueuedDelivery
 from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailable
-from otel_activity.frameworks.starlette import LifespanFlush
+from otel_activity.frameworks import WebHooks
 from otel_activity.redaction import Redactor
 from otel_activity.settings import Settings
 from otel_activity.telemetry import (
@@ -68,14 +69,15 @@ class _Runtime:
             fetch_before=settings.fetch_before,
             value_length_limit=settings.value_length_limit,
         )
-        self.lifespan = LifespanFlush(self.flush)
+        self.web = WebHooks(settings.actor_resolver, settings.trusted_proxies, self.flush)
         self.signals = _TermHandler(self.flush, self.abandon)
 
     def start(self) -> None:
         for problem in check():
             _logger.warning("otel_activity: %s", problem)
         self.capture.install()
-        self.lifespan.install()
+        actions.use(self.capture.actions)
+        self.web.install()
         self.signals.install()
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -98,7 +100,8 @@ class _Runtime:
     def stop(self, timeout: float | None = None) -> bool:
         deadline = time.monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
         self.signals.uninstall()
-        self.lifespan.uninstall()
+        self.web.uninstall()
+        actions.use(None)
         self.capture.uninstall()
         self.delivery.close(deadline)
         return self.pipeline.shutdown(deadline) == 0

@@ -12,7 +12,7 @@ from otel_activity import semconv
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Actor", "RequestContext", "activity_context", "current_context"]
+__all__ = ["Actor", "RequestContext", "activity_context", "bind", "current_context", "unbind"]
 
 ACTOR_TYPES: Final = ("user", "service", "system", "anonymous", "unknown")
 
@@ -74,24 +74,39 @@ class RequestContext:
 
     def snapshot(self) -> dict[str, Any]:
         """The event attributes as of now: the innermost actor, and every attribute, inner ones winning."""
-        actor: Actor | None = None
+        actor: dict[str, Any] | None = None
         chain: list[RequestContext] = []
         context: RequestContext | None = self
         while context is not None:
-            actor = actor or context.actor
+            if actor is None:
+                actor = context.actor_attributes()
             chain.append(context)
             context = context.parent
         found: dict[str, Any] = {}
         for link in reversed(chain):
-            found.update(link.attributes)
-        found.update(actor.attributes() if actor is not None else UNKNOWN_ACTOR)
+            found.update(link.own_attributes())
+        found.update(UNKNOWN_ACTOR if actor is None else actor)
         return found
+
+    def own_attributes(self) -> dict[str, Any]:
+        """What this context says, without its parents. Must not raise."""
+        return self.attributes
+
+    def actor_attributes(self) -> dict[str, Any] | None:
+        """The actor as far as this context knows, or None. Must not raise."""
+        return None if self.actor is None else self.actor.attributes()
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("otel_activity_context", default=None)
 
 current_context = _current.get
 """The context in force, or None. (The variable's own method: one call less on the hot path.)"""
+
+bind = _current.set
+"""Put a context in force; gives the token for `unbind`, which must be called in the same task or thread."""
+
+unbind = _current.reset
+"""Put back what was in force before `bind`."""
 
 
 class activity_context(AbstractContextManager[RequestContext], AbstractAsyncContextManager[RequestContext]):

@@ -126,6 +126,14 @@ class Entry(Protocol):
     attributes: dict[str, Any] | None
     """What the context said then."""
 
+    @property
+    def survives(self) -> bool:
+        """Whether it is reported, as failed, when its transaction or savepoint is rolled back."""
+        ...
+
+    def rolled_back(self) -> None:
+        """Its transaction or savepoint was rolled back. Called only on what survives, perhaps twice."""
+
     def to_event(self, unit: Unit, commit: Commit) -> Event:
         """Encode the entry. Called once, after the unit's fate is known; must not raise."""
         ...

@@ -29,6 +29,8 @@ ACTIVITY_SCHEMA_VERSION: Final = "activity.schema.version"
 # action and outcome
 ACTIVITY_ACTION: Final = "activity.action"
 ACTIVITY_OUTCOME: Final = "activity.outcome"
+ACTION_DURATION: Final = "activity.action.duration"
+"""Seconds, as a float: the unit that the conventions use for every duration."""
 ERROR_TYPE: Final = "error.type"
 
 # actor
@@ -37,6 +39,17 @@ USER_NAME: Final = "user.name"
 USER_ROLES: Final = "user.roles"
 ACTOR_TYPE: Final = "activity.actor.type"
 ACTOR_ON_BEHALF_OF: Final = "activity.actor.on_behalf_of"
+ACTOR_CANDIDATES: Final = "activity.actor.candidates"
+"""What the sources of a request said when they did not agree: ``[{"source": ..., "id": ...}, ...]``."""
+ACTOR_ERROR_TYPE: Final = "activity.actor.error.type"
+"""Why the actor is unknown: what the resolver raised. Not ``error.type``: the change itself did not fail."""
+
+# request
+REQUEST_ID: Final = "activity.request.id"
+REQUEST_METHOD: Final = "http.request.method"
+ROUTE: Final = "http.route"
+CLIENT_ADDRESS: Final = "client.address"
+USER_AGENT: Final = "user_agent.original"
 
 # entity and table
 ENTITY_TYPE: Final = "activity.entity.type"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ STARTUP_MODES: Final = ("check", "warn", "require")
 _DSN_FIX: Final = "use postgresql://user:password@host:5432/database"
 LOGGER_PROVIDERS: Final = ("own", "global")
 
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CONNINFO = re.compile(r"\s*\w+\s*=")
 _URL = re.compile(r"(?P<scheme>[\w+.-]+:/{1,2}|/{0,2})(?P<rest>.*?)(?P<query>\?\w+=.*)?", re.DOTALL)
 _SECRET = re.compile(
@@ -151,6 +153,19 @@ def _identifier(text: str) -> str:
     return text
 
 
+def _function(text: str) -> str:
+    if not _FUNCTION.fullmatch(text.strip()):
+        raise ValueError("not the path of a function; use module.name:function")
+    return text.strip()
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(ipaddress.ip_network(word, strict=False)) for word in _words(text))
+    except ValueError:
+        raise ValueError("not a list of addresses; use for example 10.0.0.0/8,192.0.2.1") from None
+
+
 def _did_you_mean(word: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}? " if close else ""
@@ -227,6 +242,18 @@ FIELDS: Final[tuple[Field, ...]] = (
         "Names of columns and JSON keys to redact, besides the built-in ones.",
     ),
     Field(
+        "actor_resolver",
+        "OTEL_ACTIVITY_ACTOR_RESOLVER",
+        _function,
+        "module.name:function that is asked who acts in a web request.",
+    ),
+    Field(
+        "trusted_proxies",
+        "OTEL_ACTIVITY_TRUSTED_PROXIES",
+        _networks,
+        "Addresses and networks of proxies whose X-Forwarded-For is believed. Unset: none.",
+    ),
+    Field(
         "fetch_before",
         "OTEL_ACTIVITY_FETCH_BEFORE",
         _boolean,
@@ -286,6 +313,8 @@ class Settings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     redact: tuple[str, ...] = ()
+    actor_resolver: str | None = None
+    trusted_proxies: tuple[str, ...] = ()
     fetch_before: bool = False
     value_length_limit: int = 65_536
     schedule_delay: int = 1_000

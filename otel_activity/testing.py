@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from otel_activity import semconv
+from otel_activity import actions, semconv
 from otel_activity.capture import SQLAlchemyCapture
 from otel_activity.events import Commit
+from otel_activity.frameworks import WebHooks
 from otel_activity.redaction import Redactor
 from otel_activity.settings import Settings
 
@@ -62,13 +63,14 @@ class Recorder:
 
 @contextmanager
 def recorded_events(**settings: Any) -> Iterator[Recorder]:
-    """Record the audit events of everything that is committed inside.
+    """Record the audit events of everything that is committed inside, and of user actions.
 
     The environment is not read. Do not use it while the process is instrumented: each change would be
     captured by both.
 
     Args:
-        **settings: `include`, `exclude`, `redact`, `fetch_before` or `value_length_limit` of `Settings`.
+        **settings: `include`, `exclude`, `redact`, `fetch_before`, `value_length_limit`, `actor_resolver` or
+            `trusted_proxies` of `Settings`.
 
     Raises:
         ConfigurationError: a setting is unknown or wrong.
@@ -90,7 +92,12 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
         value_length_limit=resolved.value_length_limit,
     )
     capture.install()
+    actions.use(capture.actions)
+    web = WebHooks(resolved.actor_resolver, resolved.trusted_proxies)
+    web.install()
     try:
         yield recorder
     finally:
+        web.uninstall()
+        actions.use(None)
         capture.uninstall()

@@ -43,3 +43,23 @@ exporter = otel_activity.PostgresLogExporter(dsn="postgresql://h/db")
 instrumentor = otel_activity.ActivityInstrumentor()
 instrumentor.instrument()
 instrumentor.uninstrument()
+
+
+@otel_activity.with_activity_logging("invoice.create", entity_type="Invoice", entity_id=lambda made: made)
+def create(number: int) -> int:
+    return number
+
+
+def act() -> int:
+    otel_activity.log_user_action("invoice.approve", entity_id=(1, "a"), outcome="failure", channel="web")
+    with otel_activity.with_activity_logging("report.export") as running:
+        running.details = {"rows": 1}
+    made: int = create(1)
+    return made
+
+
+async def asgi(scope: object, receive: object, send: object) -> None:
+    await otel_activity.ActivityASGIMiddleware(asgi)(scope, receive, send)
+
+
+wsgi = otel_activity.ActivityWSGIMiddleware(lambda environ, start_response: [b""])

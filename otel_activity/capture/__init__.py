@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from otel_activity.capture.action import ActionRecorder
 from otel_activity.capture.bracket import Bracket
 from otel_activity.capture.dialects import DialectHooks
 from otel_activity.capture.internals import InternalHooks, problems
@@ -47,6 +48,7 @@ class SQLAlchemyCapture:
             MapperHooks(self._bracket, planner, fetch_before=fetch_before),
             InternalHooks(self._bracket, planner, fetch_before=fetch_before),
         )
+        self.actions = ActionRecorder(self._bracket, redactor, value_length_limit)
         self.installed = False
 
     def install(self) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import uuid_utils
+
 from otel_activity.capture import autocommit, drivers
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.transaction import Transaction, anchor_of
@@ -18,6 +20,7 @@ from otel_activity.events import Commit, Unit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from otel_activity.events import Entry
     from otel_activity.ports import Delivery
 
 __all__ = ["Bracket"]
@@ -158,6 +161,11 @@ class Bracket:
 
     def _aborted(self, unit: Unit) -> None:
         self._deliver(self.delivery.aborted, unit)
+        kept = [entry for entry in unit.entries if entry.survives]
+        if kept:
+            for entry in kept:
+                entry.rolled_back()
+            self.release(kept)
 
     def _undecided(self, unit: Unit, why: str, error: BaseException | None = None) -> None:
         unit.commit = Commit.UNKNOWN
@@ -172,6 +180,7 @@ class Bracket:
     def settle(self, transaction: Transaction) -> None:
         """Under AUTOCOMMIT each statement was committed as it ran: release what is there."""
         transaction.close_batch()
+        transaction.admit()
         transaction.announced.clear()
         transaction.written.clear()
         unit, transaction.unit = transaction.unit, None
@@ -198,6 +207,24 @@ class Bracket:
         self.salvage(transaction)
         self.settle(transaction)
         self._forget(transaction)
+
+    # --- entries that are no changes -----------------------------------------------------------
+
+    def join(self, transaction: Transaction, entry: Entry) -> None:
+        """Add an entry to an open transaction, not one under AUTOCOMMIT; it shares the transaction's fate."""
+        if transaction.unit is None and drivers.driver_state(transaction.driver()) is drivers.State.ENDED:
+            # Drivers send BEGIN with the first statement. Until then nothing tells this transaction from one
+            # that was ended behind our back, so the entry waits aside.
+            transaction.early.append(entry)
+        else:
+            transaction.add(entry)
+
+    def release(self, entries: list[Entry]) -> None:
+        """Release entries that belong to no transaction."""
+        unit = Unit(str(uuid_utils.uuid7()), system="", database="")
+        unit.entries = entries
+        self._prepare_after(unit)
+        self._committed(unit)
 
     # --- the fates ---------------------------------------------------------------------------
 
@@ -230,6 +257,7 @@ class Bracket:
         if transaction.autocommit:
             self._settle_all(transaction)
             return send()
+        untouched = transaction.admit()
         unit, doubt = transaction.unit, transaction.doubt
         if unit is None or not unit.entries:
             self._forget(transaction)
@@ -248,7 +276,7 @@ class Bracket:
         finally:
             transaction.inside = False
         self._forget(transaction)
-        if state is drivers.State.ENDED:
+        if state is drivers.State.ENDED and not untouched:
             self._undecided(unit, _UNSEEN)
         elif doubt is not None:
             self._undecided(unit, doubt)
@@ -275,7 +303,7 @@ class Bracket:
             again = Unit(unit.transaction_id, system=unit.system, database=unit.database)
             again.entries = list(unit.entries)
             transaction.unit = again
-            self._aborted(unit)
+            self._deliver(self.delivery.aborted, unit)  # its entries live on in the new unit
             return
         self._forget(transaction)
         if drivers.certainly_aborted(error):
@@ -327,6 +355,7 @@ class Bracket:
         Raises:
             ActivityError: delivery refused (fail closed); the transaction is still open, not prepared.
         """
+        transaction.admit()
         unit = transaction.unit
         if unit is None or not unit.entries:
             self._forget(transaction)

@@ -52,6 +52,7 @@ class Change:
         "plan",
         "time",
     )
+    survives = False
 
     def __init__(
         self,
@@ -73,6 +74,9 @@ class Change:
         self.context: RequestContext | None = current_context()
         self.attributes: dict[str, Any] | None = None
         self.otel = _current_otel()
+
+    def rolled_back(self) -> None:
+        """A change that was rolled back did not happen: nothing to mark."""
 
     def to_event(self, unit: Unit, commit: Commit) -> Event:
         """Encode; see `otel_activity.events.Entry`."""

@@ -34,6 +34,7 @@ class Transaction:
         poisoned: a statement failed on the server, which aborts a PostgreSQL transaction until a savepoint.
         doubt: why the fate of the entries cannot be known even after a COMMIT.
         savepoints: name, number of entries and `poisoned` at each open savepoint.
+        early: entries that joined before the first statement; they stand before all others.
         held: values read before a statement changes them, by instance state, until its after-event.
         matched: rows that the last DELETE matched; None when the driver does not say.
         start: where in the unit the current batch of one flush step begins; -1 between batches.
@@ -50,6 +51,7 @@ class Transaction:
         "database",
         "dialect",
         "doubt",
+        "early",
         "held",
         "inserts",
         "inside",
@@ -78,6 +80,7 @@ class Transaction:
         self.poisoned = False
         self.doubt: str | None = None
         self.savepoints: list[tuple[str, int, bool]] = []
+        self.early: list[Entry] = []
         self.held: dict[Any, dict[str, Any]] = {}
         self.matched: int | None = None
         self.start = -1
@@ -112,12 +115,23 @@ class Transaction:
     def take(self) -> Unit | None:
         """Take the unit out and forget all that belongs to it; None when nothing was captured."""
         self.close_batch()
+        self.admit()
         unit, self.unit = self.unit, None
         self.savepoints.clear()
         self.held.clear()
         self.poisoned = False
         self.doubt = None
         return unit if unit is not None and unit.entries else None
+
+    def admit(self) -> bool:
+        """The transaction ends: entries that waited aside come first. Whether there are no others."""
+        if not self.early:
+            return False
+        entries = self.opened().entries
+        untouched = not entries
+        entries[:0] = self.early
+        self.early = []
+        return untouched
 
     # One step of a flush (SQLAlchemy's `save_obj`) announces all its objects, runs the UPDATEs, then the
     # INSERTs, and then reports the inserted objects before the updated ones. Entries go in statement order.
@@ -175,7 +189,10 @@ class Transaction:
             return
         _, position, self.poisoned = self.savepoints[index]
         if self.unit is not None:
-            del self.unit.entries[position:]
+            dropped = self.unit.entries[position:]
+            self.unit.entries[position:] = [entry for entry in dropped if entry.survives]
+            for entry in self.unit.entries[position:]:
+                entry.rolled_back()
         del self.savepoints[index + 1 :]
 
     def release(self, name: str) -> None:

@@ -1,0 +1,46 @@
+"""Web frameworks: one file each, hooked in when the framework is imported, never importing it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_activity.frameworks import web
+from otel_activity.frameworks.flask import FlaskRequests
+from otel_activity.frameworks.starlette import LifespanFlush, StarletteRequests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["WebHooks"]
+
+
+class WebHooks:
+    """Everything that is hooked into web frameworks, installed and removed as one.
+
+    Args:
+        resolver: see `otel_activity.frameworks.web.configure`.
+        trusted_proxies: see there.
+        flush: called in a thread when an ASGI application has shut down; None for nothing.
+    """
+
+    def __init__(
+        self,
+        resolver: str | None = None,
+        trusted_proxies: tuple[str, ...] = (),
+        flush: Callable[[], object] | None = None,
+    ) -> None:
+        self._settings = (resolver, trusted_proxies)
+        lifespan = () if flush is None else (LifespanFlush(flush),)
+        self._hooks = (*lifespan, StarletteRequests(), FlaskRequests())
+
+    def install(self) -> None:
+        """Hook into the frameworks that are loaded, and into the others when they are."""
+        web.configure(*self._settings)
+        for hook in self._hooks:
+            hook.install()
+
+    def uninstall(self) -> None:
+        """Put everything back."""
+        for hook in reversed(self._hooks):
+            hook.uninstall()
+        web.configure(None, ())

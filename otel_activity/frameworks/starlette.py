@@ -1,24 +1,22 @@
-"""ASGI lifespan of Starlette and FastAPI: flush before the server is told that shutdown is complete.
-
-uvicorn raises SIGTERM again after it has shut down, so nothing that waits for a normal exit would run.
-"""
+"""Starlette and FastAPI: the request's context, and a flush at the end of the lifespan."""
 
 from __future__ import annotations
 
-import functools
 import logging
-import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import wrapt
+from otel_activity.frameworks.asgi import serve
+from otel_activity.frameworks.hook import MethodHook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LifespanFlush"]
+    from otel_activity.frameworks.web import WebContext
+
+__all__ = ["LifespanFlush", "StarletteRequests"]
 
 _logger: Final = logging.getLogger("otel_activity")
-_MODULE: Final = "starlette.routing"
 _DONE: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 
 
@@ -32,47 +30,65 @@ async def _in_thread(flush: Callable[[], object]) -> None:
         _logger.exception("otel_activity: internal error while flushing")
 
 
-class LifespanFlush:
-    """Wraps `starlette.routing.Router.lifespan`, now or when Starlette is imported.
+class LifespanFlush(MethodHook):
+    """Wraps `starlette.routing.Router.lifespan`: flush before the server is told that shutdown is complete.
+
+    uvicorn raises SIGTERM again after it has shut down, so nothing that waits for a normal exit would run.
 
     Args:
         flush: called once, in a thread, when the application's own shutdown is done.
     """
 
     def __init__(self, flush: Callable[[], object]) -> None:
-        self._flush = flush
-        self._original: Any = None
-        self._active = False
+        def wrap(original: Any) -> Any:
+            async def lifespan(router: Any, scope: Any, receive: Any, send: Any) -> None:
+                async def flushing(message: Any) -> None:
+                    if message.get("type") in _DONE:
+                        await _in_thread(flush)
+                    await send(message)
 
-    def install(self) -> None:
-        """Wrap now if Starlette is loaded, else as soon as it is."""
-        self._active = True
-        if _MODULE in sys.modules:
-            self._wrap(sys.modules[_MODULE])
-        else:
-            wrapt.when_imported(_MODULE)(self._wrap)
+                await original(router, scope, receive, flushing)
 
-    def uninstall(self) -> None:
-        """Put the method back."""
-        self._active = False
-        module: Any = sys.modules.get(_MODULE)
-        if module is not None and self._original is not None:
-            module.Router.lifespan = self._original
-            self._original = None
+            return lifespan
 
-    def _wrap(self, module: Any) -> None:
-        if not self._active or self._original is not None:
-            return
-        original = self._original = module.Router.lifespan
-        flush = self._flush
+        super().__init__("starlette.routing", "Router", "lifespan", wrap)
 
-        @functools.wraps(original)
-        async def lifespan(router: Any, scope: Any, receive: Any, send: Any) -> None:
-            async def flushing(message: Any) -> None:
-                if message.get("type") in _DONE:
-                    await _in_thread(flush)
-                await send(message)
 
-            await original(router, scope, receive, flushing)
+class StarletteRequests(MethodHook):
+    """Wraps `starlette.applications.Starlette.__call__`, which FastAPI calls too."""
 
-        module.Router.lifespan = lifespan
+    def __init__(self) -> None:
+        def wrap(original: Any) -> Any:
+            async def __call__(app: Any, scope: Any, receive: Any, send: Any) -> None:
+                await serve(partial(original, app), scope, receive, send, _prepare)
+
+            return __call__
+
+        super().__init__("starlette.applications", "Starlette", "__call__", wrap)
+
+
+def _prepare(context: WebContext, scope: Any) -> None:
+    # Middleware may hand on a copy of the scope; `request.state` is one dict in all of them if it exists.
+    scope.setdefault("state", {})
+    context.route = partial(_route, scope)
+    context.users = partial(_users, scope)
+
+
+def _users(scope: Any) -> list[tuple[str, Any]]:
+    """AuthenticationMiddleware's user, and what dependencies put into ``request.state.user``."""
+    state = scope.get("state")
+    return [
+        ("request.user", scope.get("user")),
+        ("request.state.user", state.get("user") if isinstance(state, dict) else None),
+    ]
+
+
+def _route(scope: Any) -> str | None:
+    """The template of the route that was chosen, after the prefix of the application it is mounted in."""
+    included = scope.get("fastapi")
+    chosen = included.get("effective_route_context") if isinstance(included, dict) else None
+    for route in (getattr(chosen, "starlette_route", None), chosen, scope.get("route")):
+        path = getattr(route, "path_format", None)
+        if isinstance(path, str):
+            return str(scope.get("root_path", "")).rstrip("/") + path
+    return None

@@ -1,0 +1,69 @@
+"""Any ASGI application: each request and websocket gets a context of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otel_activity.context import bind, unbind
+from otel_activity.frameworks.web import WebContext, is_in_force, mark, marked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ActivityASGIMiddleware", "serve"]
+
+
+class ActivityASGIMiddleware:
+    """Pure ASGI middleware. Starlette and FastAPI need none: they are found by themselves.
+
+    Args:
+        app: the application.
+
+    >>> app = ActivityASGIMiddleware(app)  # doctest: +SKIP
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one connection."""
+        await serve(self.app, scope, receive, send)
+
+
+async def serve(
+    app: Any, scope: Any, receive: Any, send: Any, prepare: Callable[[WebContext, Any], None] | None = None
+) -> None:
+    """Call an application with the request's context in force; it is reset whatever happens.
+
+    Args:
+        app: the application.
+        scope: as ASGI has it; a lifespan passes unchanged.
+        receive: as ASGI has it.
+        send: as ASGI has it.
+        prepare: a framework's chance to say where route and user are found.
+    """
+    if scope["type"] not in ("http", "websocket"):
+        await app(scope, receive, send)
+        return
+    context = marked(scope)
+    if context is None:
+        client = scope.get("client")
+        context = mark(scope, WebContext(scope, client[0] if client else None, _header))
+    if prepare is not None:
+        prepare(context, scope)
+    if is_in_force(context):  # an outer middleware, or the application this one is mounted in
+        await app(scope, receive, send)
+        return
+    token = bind(context)
+    try:
+        await app(scope, receive, send)
+    finally:
+        unbind(token)
+
+
+def _header(scope: Any, name: str) -> list[str]:
+    wanted = name.encode()
+    # Cut before decoding, from the end: the last hops of X-Forwarded-For are the ones that count.
+    return [
+        value[-65_536:].decode("utf-8", "replace") for key, value in scope["headers"] if key.lower() == wanted
+    ]

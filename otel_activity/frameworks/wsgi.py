@@ -1,0 +1,88 @@
+"""Any WSGI application: each request gets a context of its own, in force until its response is closed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from otel_activity.context import bind, unbind
+from otel_activity.frameworks.web import WebContext, is_in_force, mark, marked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ActivityWSGIMiddleware", "serve"]
+
+
+class ActivityWSGIMiddleware:
+    """WSGI middleware. Flask needs none: it is found by itself.
+
+    Args:
+        app: the application.
+
+    >>> application = ActivityWSGIMiddleware(application)  # doctest: +SKIP
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        """Serve one request."""
+        return serve(self.app, environ, start_response)
+
+
+def serve(app: Any, environ: Any, start_response: Any) -> Any:
+    """Call an application with the request's context in force, and again while its response is read."""
+    context = marked(environ)
+    if context is None:
+        context = mark(environ, WebContext(environ, environ.get("REMOTE_ADDR"), _header))
+        context.users = lambda: [("REMOTE_USER", environ.get("REMOTE_USER") or None)]
+    if is_in_force(context):
+        return app(environ, start_response)
+    token = bind(context)
+    try:
+        response = app(environ, start_response)
+    finally:
+        unbind(token)
+    wrapper = environ.get("wsgi.file_wrapper")
+    if isinstance(response, (list, tuple)) or (isinstance(wrapper, type) and isinstance(response, wrapper)):
+        return response  # nothing of the application runs while these are read; servers know them
+    return _Response(response, context)
+
+
+class _Response:
+    """A response whose parts are made, and which is closed, in the request's context."""
+
+    def __init__(self, response: Any, context: WebContext) -> None:
+        self._response = response
+        self._context = context
+        self._parts: Iterator[bytes] | None = None
+
+    def __iter__(self) -> _Response:
+        return self
+
+    def __next__(self) -> bytes:
+        token = bind(self._context)
+        try:
+            if self._parts is None:
+                self._parts = iter(self._response)
+            return next(self._parts)
+        finally:
+            unbind(token)
+
+    def close(self) -> None:
+        """Close the application's response, if it can be closed."""
+        close = getattr(self._response, "close", None)
+        if close is not None:
+            token = bind(self._context)
+            try:
+                close()
+            finally:
+                unbind(token)
+
+
+def _header(environ: Any, name: str) -> list[str]:
+    """WSGI has header bytes as Latin-1 text."""
+    value = environ.get("HTTP_" + name.upper().replace("-", "_"))
+    if not isinstance(value, str):
+        return []
+    return [value[-65_536:].encode("latin-1", "replace").decode("utf-8", "replace")]

@@ -1,0 +1,225 @@
+"""Flask and any WSGI application without a change: rules, Flask-Login, streams, threads."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import flask
+import flask_login
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+from otel_activity import ActivityWSGIMiddleware, semconv
+from otel_activity.context import current_context
+from otel_activity.testing import Recorder, recorded_events
+from tests.frameworks.support import Base, Task, actor, memory, said, save
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy import Engine
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    """Auditing is active and kept in memory."""
+    with recorded_events() as made:
+        yield made
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """The application's database."""
+    made = memory()
+    yield made
+    made.dispose()
+
+
+class User(flask_login.UserMixin):  # type: ignore[misc]  # its package is not typed
+    def __init__(self, key: str) -> None:
+        self.id = key
+        self.name = key.title()
+
+
+def flask_app(engine: Engine) -> flask.Flask:
+    app = flask.Flask("shop")
+    app.secret_key = "for tests"
+    manager = flask_login.LoginManager(app)
+
+    @manager.request_loader
+    def load(request: flask.Request) -> User | None:
+        return User(request.headers["User"]) if "User" in request.headers else None
+
+    @app.post("/tasks/<int:number>")
+    @flask_login.login_required
+    def create(number: int) -> str:
+        save(engine, flask.request.headers["User"])
+        return "done"
+
+    @app.post("/open")
+    def open_to_all() -> str:
+        _ = flask_login.current_user.is_authenticated
+        save(engine)
+        return "done"
+
+    @app.post("/nobody")
+    def nobody() -> str:
+        save(engine)
+        return "done"
+
+    @app.post("/stream")
+    def stream() -> Any:
+        @flask.stream_with_context
+        def parts() -> Iterator[str]:
+            assert flask_login.current_user.is_authenticated
+            save(engine)
+            yield "done"
+
+        return parts()
+
+    @app.post("/closing")
+    def closing() -> Any:
+        _ = flask_login.current_user.is_authenticated
+        response = flask.make_response("done")
+        response.call_on_close(lambda: save(engine))
+        return response
+
+    @app.post("/error")
+    def error() -> str:
+        save(engine)
+        raise RuntimeError
+
+    return app
+
+
+def test_flask_login(recorder: Recorder, engine: Engine) -> None:
+    """Rule, user and name; anonymous when Flask-Login was asked, unknown when it was not."""
+    client = flask_app(engine).test_client()
+    response = client.post("/tasks/5", headers={"User": "ada", "User-Agent": "x\xff", "X-Request-ID": "r-1"})
+    assert response.status_code == 200
+    assert said(recorder) == {
+        "http.request.method": "POST",
+        "http.route": "/tasks/<int:number>",
+        "client.address": "127.0.0.1",
+        "user_agent.original": "x\ufffd",
+        "activity.request.id": "r-1",
+        "activity.actor.type": "user",
+        "user.id": "ada",
+        "user.name": "Ada",
+    }
+    client.post("/open")
+    assert actor(recorder) == ("anonymous", None)
+    client.post("/nobody", headers={"User": "ada"})
+    assert actor(recorder) == ("unknown", None)
+
+
+@pytest.mark.parametrize("path", ["/stream", "/closing"])
+def test_work_after_the_view_is_the_requests(recorder: Recorder, engine: Engine, path: str) -> None:
+    """A stream's parts and what runs when the response is closed have the request's actor and route."""
+    response = flask_app(engine).test_client().post(path, headers={"User": "ada"})
+    assert response.text == "done"
+    response.close()
+    found = said(recorder)
+    assert (found[semconv.USER_ID], found[semconv.ROUTE]) == ("ada", path)
+    assert current_context() is None
+
+
+def test_an_error_ends_the_context(recorder: Recorder, engine: Engine) -> None:
+    """The application's error handling is not touched."""
+    assert flask_app(engine).test_client().post("/error").status_code == 500
+    assert current_context() is None
+    assert said(recorder)[semconv.ROUTE] == "/error"
+
+
+def test_two_sources_that_disagree(recorder: Recorder, engine: Engine) -> None:
+    """The server's user and Flask-Login's are different: unknown, with both."""
+    client = flask_app(engine).test_client()
+    client.post("/tasks/1", headers={"User": "ada"}, environ_base={"REMOTE_USER": "bob"})
+    assert said(recorder)[semconv.ACTOR_CANDIDATES] == [
+        {"source": "flask_login", "id": "ada"},
+        {"source": "REMOTE_USER", "id": "bob"},
+    ]
+    client.post("/tasks/1", headers={"User": "ada"}, environ_base={"REMOTE_USER": "ada"})
+    assert actor(recorder) == ("user", "ada")
+    client.post("/nobody", environ_base={"REMOTE_USER": "bob"})
+    assert actor(recorder) == ("user", "bob")
+
+
+def test_threads_do_not_leak(recorder: Recorder, tmp_path: Any) -> None:
+    """300 requests by users of their own over 16 threads and 4 connections."""
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db", pool_size=4, connect_args={"timeout": 60})
+    Base.metadata.create_all(engine)
+    app = flask_app(engine)
+
+    def ask(number: int) -> int:
+        return app.test_client().post("/tasks/1", headers={"User": f"u-{number}"}).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(ask, range(300))) == {200}
+    engine.dispose()
+    events = recorder.of("Task")
+    assert len(events) == 300
+    for event in events:
+        assert event.attributes[semconv.CHANGES]["name"]["after"] == event.attributes[semconv.USER_ID]
+
+
+def test_a_change_committed_in_another_request_keeps_its_user(recorder: Recorder, engine: Engine) -> None:
+    """Flask's `g` of the request that made the change answers, not that of the one that commits."""
+    app = flask_app(engine)
+    shared = Session(engine)
+
+    @app.post("/flush")
+    def flush() -> str:
+        shared.add(Task(name=flask_login.current_user.id))
+        shared.flush()
+        return "done"
+
+    @app.post("/commit")
+    def commit() -> str:
+        shared.add(Task(name=flask_login.current_user.id))
+        shared.commit()
+        return "done"
+
+    client = app.test_client()
+    client.post("/flush", headers={"User": "ada"})
+    client.post("/commit", headers={"User": "bob"})
+    shared.close()
+    found = [
+        (event.attributes[semconv.CHANGES]["name"]["after"], event.attributes[semconv.USER_ID])
+        for event in recorder.of("Task")
+    ]
+    assert found == [("ada", "ada"), ("bob", "bob")]
+
+
+def test_any_wsgi_application(recorder: Recorder, engine: Engine) -> None:
+    """By one explicit line; lists are handed on as they are, everything else is read in the context."""
+    closed = threading.Event()
+
+    class Parts:
+        def __iter__(self) -> Iterator[bytes]:
+            save(engine)
+            yield b"done"
+
+        def close(self) -> None:
+            assert current_context() is not None
+            closed.set()
+
+    def application(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        return [b"list"] if environ["PATH_INFO"] == "/list" else Parts()
+
+    app = ActivityWSGIMiddleware(ActivityWSGIMiddleware(application))
+    environ = {"REQUEST_METHOD": "PUT", "PATH_INFO": "/list", "REMOTE_ADDR": "192.0.2.1"}
+    assert app(environ.copy(), lambda *args: None) == [b"list"]
+    response = app({**environ, "PATH_INFO": "/", "REMOTE_USER": "ada"}, lambda *args: None)
+    assert current_context() is None
+    assert list(response) == [b"done"]
+    response.close()
+    assert closed.is_set()
+    assert current_context() is None
+    found = said(recorder)
+    assert (found[semconv.USER_ID], found[semconv.CLIENT_ADDRESS]) == ("ada", "192.0.2.1")
+    assert found[semconv.REQUEST_METHOD] == "PUT"

@@ -1,0 +1,211 @@
+"""Starlette and FastAPI without a change: route templates and the framework's own users."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, Request
+from starlette.applications import Starlette
+from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from otel_activity import ActivityASGIMiddleware, Actor, activity_context, semconv
+from otel_activity.testing import Recorder, recorded_events
+from tests.frameworks.support import actor, memory, said, save
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    """Auditing is active and kept in memory."""
+    with recorded_events() as made:
+        yield made
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """The application's database."""
+    made = memory()
+    yield made
+    made.dispose()
+
+
+def post(app: Any, path: str, **headers: str) -> int:
+    """One request, in the event loop of its own that httpx's transport needs."""
+    import asyncio
+
+    async def send() -> int:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            return (await client.post(path, headers=headers)).status_code
+
+    return asyncio.run(send())
+
+
+class Header(AuthenticationBackend):
+    """Believes a header; good enough for a test."""
+
+    async def authenticate(self, conn: Any) -> Any:
+        user = conn.headers.get("user")
+        return (AuthCredentials(), SimpleUser(user)) if user else None
+
+
+def starlette_app(engine: Engine) -> Starlette:
+    async def create(request: Request) -> PlainTextResponse:
+        if "state" in request.headers:
+            request.state.user = {"id": request.headers["state"]}
+        save(engine)
+        return PlainTextResponse("done")
+
+    routes = [
+        Route("/tasks/{number:int}", create, methods=["POST"]),
+        Mount("/v1", routes=[Mount("/api", routes=[Route("/tasks/{number}", create, methods=["POST"])])]),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(AuthenticationMiddleware, backend=Header())])
+
+
+def test_starlette(recorder: Recorder, engine: Engine) -> None:
+    """Templates, through mounts too; AuthenticationMiddleware's user, or anonymous."""
+    app = starlette_app(engine)
+    post(app, "/tasks/5", user="ada")
+    found = said(recorder)
+    assert (found[semconv.ROUTE], found[semconv.USER_ID]) == ("/tasks/{number}", "ada")
+    post(app, "/v1/api/tasks/5")
+    found = said(recorder)
+    assert found[semconv.ROUTE] == "/v1/api/tasks/{number}"
+    assert found[semconv.ACTOR_TYPE] == "anonymous"
+
+
+def test_sources_that_disagree(recorder: Recorder, engine: Engine) -> None:
+    """Two different users are no user: unknown, with both. Agreement, and anonymous beside one, are fine."""
+    app = starlette_app(engine)
+    post(app, "/tasks/5", user="ada", state="bob")
+    found = said(recorder)
+    assert found[semconv.ACTOR_TYPE] == "unknown"
+    assert semconv.USER_ID not in found
+    assert found[semconv.ACTOR_CANDIDATES] == [
+        {"source": "request.user", "id": "ada"},
+        {"source": "request.state.user", "id": "bob"},
+    ]
+    post(app, "/tasks/5", user="ada", state="ada")
+    assert actor(recorder) == ("user", "ada")
+    post(app, "/tasks/5", state="bob")
+    assert actor(recorder) == ("user", "bob")
+
+
+def fastapi_app(engine: Engine) -> FastAPI:
+    app = FastAPI()
+    router = APIRouter(prefix="/projects/{project}")
+
+    def login(request: Request) -> None:
+        request.state.user = request.headers.get("user")
+
+    @router.post("/tasks/{number}", dependencies=[Depends(login)])
+    def create(number: int) -> None:
+        save(engine)
+
+    @app.post("/explicit", dependencies=[Depends(login)])
+    async def explicit() -> None:
+        with activity_context(actor=Actor(id="u-support", on_behalf_of="ada"), reason="ticket 1"):
+            save(engine)
+
+    @app.post("/twice/{first}")
+    def twice(first: int) -> None:
+        save(engine)
+
+    app.include_router(router, prefix="/v2")
+    return app
+
+
+def test_fastapi(recorder: Recorder, engine: Engine) -> None:
+    """The whole template of an included router; dependencies' users; explicit contexts win."""
+    app = fastapi_app(engine)
+    assert post(app, "/v2/projects/7/tasks/5", user="ada") == 200
+    found = said(recorder)
+    assert found[semconv.ROUTE] == "/v2/projects/{project}/tasks/{number}"
+    assert found[semconv.USER_ID] == "ada"
+    assert post(app, "/explicit", user="ada") == 200
+    found = said(recorder)
+    assert found[semconv.USER_ID] == "u-support"
+    assert found[semconv.ACTOR_ON_BEHALF_OF] == "ada"
+    assert post(app, "/v2/projects/7/tasks/5") == 200
+    assert actor(recorder) == ("unknown", None)
+
+
+def test_a_mounted_application(recorder: Recorder, engine: Engine) -> None:
+    """One request, one context, with the template of both; an explicit middleware changes nothing."""
+    outer = FastAPI()
+    outer.mount("/inner", fastapi_app(engine))
+    app = ActivityASGIMiddleware(outer)
+    headers = {"user": "ada", "x-request-id": "r-1"}
+    assert post(app, "/inner/v2/projects/7/tasks/5", **headers) == 200
+    found = said(recorder)
+    assert found[semconv.ROUTE] == "/inner/v2/projects/{project}/tasks/{number}"
+    assert (found[semconv.USER_ID], found[semconv.REQUEST_ID]) == ("ada", "r-1")
+
+
+def test_middleware_that_copies_the_scope(recorder: Recorder, engine: Engine) -> None:
+    """`request.state` set behind it is found all the same."""
+
+    class Copying:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app(dict(scope), receive, send)
+
+    app = fastapi_app(engine)
+    app.add_middleware(Copying)
+    assert post(app, "/v2/projects/7/tasks/5", user="ada") == 200
+    assert actor(recorder) == ("user", "ada")
+
+
+def broken_resolver(scope: Any) -> Any:
+    """A resolver with a mistake."""
+    return scope["no such key"]
+
+
+def test_a_broken_resolver_does_not_touch_the_request(engine: Engine) -> None:
+    """The row is committed, the answer is 200, the actor is unknown."""
+    with recorded_events(actor_resolver=f"{__name__}:broken_resolver") as recorder:
+        assert post(fastapi_app(engine), "/v2/projects/7/tasks/5", user="ada") == 200
+        assert actor(recorder) == ("unknown", None)
+
+
+def test_a_session_across_requests_keeps_each_ones_actor(recorder: Recorder, engine: Engine) -> None:
+    """A change flushed in one request and committed in another is the first one's."""
+    from sqlalchemy.orm import Session
+
+    from tests.frameworks.support import Task
+
+    app = FastAPI()
+    shared = Session(engine)
+
+    @app.post("/flush")
+    async def flush(request: Request) -> None:
+        request.state.user = request.headers["user"]
+        shared.add(Task(name=request.headers["user"]))
+        shared.flush()
+
+    @app.post("/commit")
+    async def commit(request: Request) -> None:
+        await flush(request)
+        shared.commit()
+
+    assert post(app, "/flush", user="ada") == 200
+    assert post(app, "/commit", user="bob") == 200
+    shared.close()
+    found = [
+        (event.attributes[semconv.CHANGES]["name"]["after"], event.attributes[semconv.USER_ID])
+        for event in recorder.of("Task")
+    ]
+    assert found == [("ada", "ada"), ("bob", "bob")]
