@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import create_engine, inspect, select, text
+from sqlalchemy import create_engine, event, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import DetachedInstanceError
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Engine
+    from sqlalchemy.pool import PoolProxiedConnection
 
 pytestmark = [
     pytest.mark.oracle,
@@ -301,6 +302,7 @@ class Sessions(RuleBasedStateMachine):
     world: World
     engine: Engine
     events: int = 0
+    lent: list[PoolProxiedConnection]
 
     @initialize()
     def start(self) -> None:
@@ -472,6 +474,12 @@ class Sessions(RuleBasedStateMachine):
         for slot in getattr(self, "slots", ()):
             slot.close()
         self.slots = []
+        for lent in self.lent:
+            if lent.dbapi_connection is not None:
+                # After raw transaction control SQLAlchemy may fail to end a session, and keep its connection.
+                lent.rollback()  # type: ignore[attr-defined]
+                lent.invalidate()
+        self.lent.clear()
         self.events_are_the_rows()
         self.world.oracle.empty()
 
@@ -489,7 +497,9 @@ def machine(
         isolation_level="REPEATABLE READ",
         connect_args={"options": "-c lock_timeout=20ms -c deadlock_timeout=10ms"},
     )
-    variant = type("Sessions", (Sessions,), {"world": made, "engine": engine, "events": 0})
+    lent: list[PoolProxiedConnection] = []
+    event.listen(engine, "checkout", lambda _, __, proxy: lent.append(proxy))
+    variant = type("Sessions", (Sessions,), {"world": made, "engine": engine, "events": 0, "lent": lent})
     yield variant
     engine.dispose()
     made.close()
