@@ -521,6 +521,7 @@ def _copy_package(bin_dir: Path, target: Path) -> Path:
     """Copy what the server needs, in the layout in which its programs look for their libraries."""
     installation, package = bin_dir.parent, bin_dir.parent.parent
     copy = target / package.name / installation.name
+    shutil.rmtree(target, ignore_errors=True)  # of an earlier run on a persistent directory
     for name in ("lib", "share"):
         shutil.copytree(installation / name, copy / name)
     (copy / "bin").mkdir()

@@ -92,7 +92,9 @@ class StatementHooks:
             autocommit.count(transaction, context, cursor, parameters)
         if context.isdelete:
             count = getattr(cursor, "rowcount", -1)
-            transaction.matched = count if isinstance(count, int) and count >= 0 else None
+            # psycopg2 counts the last row of an executemany, and nothing else.
+            counted = not context.executemany or context.dialect.supports_sane_multi_rowcount
+            transaction.matched = count if counted and isinstance(count, int) and count >= 0 else None
 
     # --- texts -------------------------------------------------------------------------------
 
