@@ -267,15 +267,7 @@ class Bracket:
             # The server answers COMMIT with ROLLBACK and no error: nothing is committed.
             return self.abort(transaction, send)
         self._prepare_or_undo(transaction, unit, undo)
-        transaction.inside = True
-        try:
-            result = send()
-        except BaseException as error:
-            self._commit_failed(transaction, unit, error)
-            raise
-        finally:
-            transaction.inside = False
-        self._forget(transaction)
+        result = self._send_prepared(transaction, unit, send)
         if state is drivers.State.ENDED and not untouched:
             self._undecided(unit, _UNSEEN)
         elif doubt is not None:
@@ -296,6 +288,19 @@ class Bracket:
                 except Exception:  # noqa: BLE001 - the refusal is what the application must see
                     internal_error("rollback after a refused commit")
             raise
+
+    def _send_prepared(self, transaction: Transaction, unit: Unit, send: Callable[[], Any]) -> Any:
+        """Send the COMMIT or PREPARE of a prepared unit; afterwards the transaction is over."""
+        transaction.inside = True
+        try:
+            result = send()
+        except BaseException as error:
+            self._commit_failed(transaction, unit, error)
+            raise
+        finally:
+            transaction.inside = False
+        self._forget(transaction)
+        return result
 
     def _commit_failed(self, transaction: Transaction, unit: Unit, error: BaseException) -> None:
         if drivers.driver_state(transaction.driver()) is drivers.State.OPEN:
@@ -363,15 +368,7 @@ class Bracket:
         if drivers.transaction_state(transaction) is drivers.State.FAILED:
             return self.abort(transaction, send)
         self._prepare_or_undo(transaction, unit, None)
-        transaction.inside = True
-        try:
-            result = send()
-        except BaseException as error:
-            self._commit_failed(transaction, unit, error)
-            raise
-        finally:
-            transaction.inside = False
-        self._forget(transaction)
+        result = self._send_prepared(transaction, unit, send)
         self._prepared[key] = unit
         return result
 
