@@ -11,7 +11,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from otel_activity import semconv
-from otel_activity.capture.plan import MISSING, Encoded
+from otel_activity.capture.plan import MISSING, Copied, Encoded
 from otel_activity.codec import ATOMIC, encode
 from otel_activity.context import UNKNOWN_ACTOR, current_context
 from otel_activity.events import Commit, Event, packed
@@ -28,6 +28,7 @@ CREATED: Final = (semconv.ENTITY_CREATED, "create", "INSERT")
 UPDATED: Final = (semconv.ENTITY_UPDATED, "update", "UPDATE")
 DELETED: Final = (semconv.ENTITY_DELETED, "delete", "DELETE")
 
+_KEPT: Final = ATOMIC | {Copied, Encoded}
 _time_ns = time.time_ns
 _current_otel = otel_context.get_current
 
@@ -37,7 +38,7 @@ class Change:
 
     `before` and `after` map column names to values; a name that is missing on one side, or `MISSING`, is not
     known there.
-    Values are immutable Python objects, or `Encoded`.
+    Values are immutable Python objects, `Copied` or `Encoded`.
     """
 
     __slots__ = (
@@ -83,7 +84,7 @@ class Change:
         plan = self.plan
         attributes = plan.attributes_of(self.kind, unit, commit).copy()
         attributes[semconv.ENTITY_ID] = entity_id(self.identity)
-        attributes[semconv.CHANGES] = packed(self._changes(plan.limit))
+        attributes[semconv.CHANGES] = packed(self._changes())
         attributes[semconv.CAPTURE] = "partial" if self.partial else "full"
         attributes.update(UNKNOWN_ACTOR if self.attributes is None else self.attributes)
         event = Event(
@@ -101,25 +102,23 @@ class Change:
                 event.trace_flags = int(span.trace_flags)
         return event
 
-    def _changes(self, limit: int) -> dict[str, Any]:
+    def _changes(self) -> dict[str, Any]:
         """``{column: {"before": x, "after": y}}``; a side that is not known is left out."""
         before = self.before
         after = self.after
-        changes: dict[str, Any] = {}
+        plain = self.plan.plain
         if not before:
-            for name, value in after.items():
-                if value is MISSING:
-                    changes[name] = {}
-                else:
-                    changes[name] = {"after": value.value if type(value) is Encoded else encode(value, limit)}
-            return changes
+            return {
+                name: {} if value is MISSING else {"after": plain(value)} for name, value in after.items()
+            }
+        changes: dict[str, Any] = {}
         for name, value in before.items():
             sides: dict[str, Any] = {}
             if value is not MISSING:
-                sides["before"] = value.value if type(value) is Encoded else encode(value, limit)
+                sides["before"] = plain(value)
             other = after.get(name, MISSING)
             if other is not MISSING:
-                sides["after"] = other.value if type(other) is Encoded else encode(other, limit)
+                sides["after"] = plain(other)
             changes[name] = sides
         return changes
 
@@ -148,7 +147,7 @@ class Row(Change):
         side: dict[str, Any] = {}
         partial = False
         for column, value in zip(self.plan.columns, self.values, strict=True):
-            kept = value if type(value) in ATOMIC or type(value) is Encoded else column.late(value)
+            kept = value if type(value) in _KEPT else column.late(value)
             side[column.name] = kept
             partial |= kept is MISSING
         self.before, self.after = ({}, side) if self.kind is CREATED else (side, {})

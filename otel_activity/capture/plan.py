@@ -24,6 +24,7 @@ __all__ = [
     "EXPRESSION",
     "MISSING",
     "ColumnPlan",
+    "Copied",
     "Encoded",
     "Plan",
     "Planner",
@@ -43,6 +44,7 @@ MISSING: Final = _Missing()
 EXPRESSION: Final = _Missing()
 """As `MISSING`, for the old value of a column that a statement certainly wrote: with an SQL expression."""
 _REDACTED: Final = Redacted()
+_COPY_DEPTH: Final = 8
 
 
 def is_expression(value: Any) -> bool:
@@ -57,6 +59,47 @@ class Encoded:
 
     def __init__(self, value: Any) -> None:
         self.value = value
+
+
+class Copied:
+    """A copy of a JSON-like value, to be cleaned and encoded later: copying is all that cannot wait."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Odd(Exception):
+    """A value that cannot simply be copied."""
+
+
+def _copied(value: Any, depth: int) -> Any:
+    """A copy of plain lists and dicts that hold nothing but such, and values that cannot change.
+
+    Raises:
+        _Odd: it holds something else, or is nested deeper than `depth` (it may refer to itself).
+    """
+    kind = type(value)
+    if kind is list:
+        items = value.copy()
+        if not ATOMIC.issuperset(map(type, items)):
+            if not depth:
+                raise _Odd
+            items = [item if type(item) in ATOMIC else _copied(item, depth - 1) for item in items]
+        return items
+    if kind is dict:
+        pairs = value.copy()
+        if not ATOMIC.issuperset(map(type, pairs)):
+            raise _Odd
+        if not ATOMIC.issuperset(map(type, pairs.values())):
+            if not depth:
+                raise _Odd
+            for key, item in pairs.items():
+                if type(item) not in ATOMIC:
+                    pairs[key] = _copied(item, depth - 1)
+        return pairs
+    raise _Odd
 
 
 class _Redacts(Protocol):
@@ -90,8 +133,14 @@ class ColumnPlan:
         """A value that stays as it is now: the same object if it cannot change, else encoded."""
         if self.secret and value is not None:
             return _REDACTED
-        if type(value) in ATOMIC:
+        kind = type(value)
+        if kind in ATOMIC:
             return value
+        if kind is list or kind is dict:
+            try:
+                return Copied(_copied(value, _COPY_DEPTH))
+            except _Odd:
+                pass
         return self.plan.encoded(value)
 
     def late(self, value: Any) -> Any:
@@ -141,6 +190,13 @@ class TablePlan:
         if "redact" in wish:
             return bool(wish["redact"])
         return self.redactor.is_secret(column.name) or self.redactor.is_secret(key)
+
+    def plain(self, value: Any) -> Any:
+        """What the event says of a captured value: plain JSON."""
+        kind = type(value)
+        if kind is Encoded:
+            return value.value
+        return encode(self.redactor.clean(value.value) if kind is Copied else value, self.limit)
 
     def encoded(self, value: Any) -> Any:
         """A JSON-like value, nested secrets removed; SQL expressions and loader symbols are not values."""
