@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_activity.frameworks import web
+from otel_activity.frameworks.django import DjangoRequests
 from otel_activity.frameworks.flask import FlaskRequests
 from otel_activity.frameworks.starlette import LifespanFlush, StarletteRequests
 
@@ -31,7 +32,7 @@ class WebHooks:
     ) -> None:
         self._settings = (resolver, trusted_proxies)
         lifespan = () if flush is None else (LifespanFlush(flush),)
-        self._hooks = (*lifespan, StarletteRequests(), FlaskRequests())
+        self._hooks = (*lifespan, StarletteRequests(), FlaskRequests(), DjangoRequests())
 
     def install(self) -> None:
         """Hook into the frameworks that are loaded, and into the others when they are."""

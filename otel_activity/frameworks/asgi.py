@@ -10,7 +10,7 @@ from otel_activity.frameworks.web import WebContext, is_in_force, mark, marked
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ActivityASGIMiddleware", "serve"]
+__all__ = ["ActivityASGIMiddleware", "context_of", "serve"]
 
 
 class ActivityASGIMiddleware:
@@ -45,10 +45,7 @@ async def serve(
     if scope["type"] not in ("http", "websocket"):
         await app(scope, receive, send)
         return
-    context = marked(scope)
-    if context is None:
-        client = scope.get("client")
-        context = mark(scope, WebContext(scope, client[0] if client else None, _header))
+    context = context_of(scope)
     if prepare is not None:
         prepare(context, scope)
     if is_in_force(context):  # an outer middleware, or the application this one is mounted in
@@ -59,6 +56,15 @@ async def serve(
         await app(scope, receive, send)
     finally:
         unbind(token)
+
+
+def context_of(scope: Any) -> WebContext:
+    """The context of a scope; made when it has none."""
+    context = marked(scope)
+    if context is None:
+        client = scope.get("client")
+        context = mark(scope, WebContext(scope, client[0] if client else None, _header))
+    return context
 
 
 def _header(scope: Any, name: str) -> list[str]:

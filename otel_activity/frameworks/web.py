@@ -23,7 +23,17 @@ from otel_activity.context import Actor, RequestContext, current_context
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["WebContext", "clean", "configure", "identify", "is_in_force", "mark", "marked", "outer_context"]
+__all__ = [
+    "WebContext",
+    "clean",
+    "configure",
+    "identify",
+    "is_in_force",
+    "mark",
+    "marked",
+    "outer_context",
+    "warn",
+]
 
 _MARK: Final = "otel_activity.context"
 """Key of the request's context in its ASGI scope or WSGI environ. It survives a copy of the dict."""
@@ -134,7 +144,7 @@ class WebContext(RequestContext):
             if isinstance(route, str) and route:
                 found[semconv.ROUTE] = clean(route, _USER_AGENT_LENGTH)
         except Exception as error:  # noqa: BLE001 - what a client sent must not cost the event
-            _warn("the request could not be read", error)
+            warn("the request could not be read", error)
             return self.attributes
         return found
 
@@ -181,7 +191,7 @@ class WebContext(RequestContext):
             actor = self._ask_resolver()
             return self._ask_framework() if actor is None else actor.attributes()
         except Exception as error:  # noqa: BLE001 - code of the application; the request goes on
-            _warn("the actor of a request could not be found and is stored as unknown", error)
+            warn("the actor of a request could not be found and is stored as unknown", error)
             return {semconv.ACTOR_TYPE: "unknown", semconv.ACTOR_ERROR_TYPE: type(error).__qualname__}
 
     def _ask_resolver(self) -> Actor | None:
@@ -310,8 +320,8 @@ def _is_id(value: Any) -> bool:
     return (isinstance(value, (str, int, UUID)) and not isinstance(value, bool)) and value != ""
 
 
-def _warn(what: str, error: BaseException) -> None:
-    """At most once a minute."""
+def warn(what: str, error: BaseException) -> None:
+    """Log what went wrong with a request, at most once a minute. Call from ``except``."""
     now = time.monotonic()
     if now - _Options.warned >= _WARN_EVERY:
         _Options.warned = now

@@ -10,7 +10,7 @@ from otel_activity.frameworks.web import WebContext, is_in_force, mark, marked
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ActivityWSGIMiddleware", "serve"]
+__all__ = ["ActivityWSGIMiddleware", "context_of", "serve"]
 
 
 class ActivityWSGIMiddleware:
@@ -32,10 +32,7 @@ class ActivityWSGIMiddleware:
 
 def serve(app: Any, environ: Any, start_response: Any) -> Any:
     """Call an application with the request's context in force, and again while its response is read."""
-    context = marked(environ)
-    if context is None:
-        context = mark(environ, WebContext(environ, environ.get("REMOTE_ADDR"), _header))
-        context.users = lambda: [("REMOTE_USER", environ.get("REMOTE_USER") or None)]
+    context = context_of(environ)
     if is_in_force(context):
         return app(environ, start_response)
     token = bind(context)
@@ -47,6 +44,15 @@ def serve(app: Any, environ: Any, start_response: Any) -> Any:
     if isinstance(response, (list, tuple)) or (isinstance(wrapper, type) and isinstance(response, wrapper)):
         return response  # nothing of the application runs while these are read; servers know them
     return _Response(response, context)
+
+
+def context_of(environ: Any) -> WebContext:
+    """The context of an environ; made when it has none."""
+    context = marked(environ)
+    if context is None:
+        context = mark(environ, WebContext(environ, environ.get("REMOTE_ADDR"), _header))
+        context.users = lambda: [("REMOTE_USER", environ.get("REMOTE_USER") or None)]
+    return context
 
 
 class _Response:
