@@ -10,6 +10,8 @@ and then drives the parts as they are, one after the other, with what was captur
 - *export*: `PostgresEventExporter.export` of whole batches, to the confirmed COMMIT; CPU of the process.
   *Rows* is the part of it that writes events as lines (`copy_line`). By the clock, it is compared with a
   plain COPY of the very same lines.
+- *export: OTLP*: the exporter for OTLP up to the bytes to send; CPU of the process. It is compared with the
+  SDK's exporter encoding the same records.
 
 What capturing costs is in the workloads' rows: the difference of the CPU time of the thread that executes
 them. Switching the hooks on and off inside a process would measure how the interpreter warms up again.
@@ -27,6 +29,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import psycopg
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
 from psycopg import sql
 from sqlalchemy import create_engine
@@ -40,16 +44,20 @@ from otel_activity.capture import SQLAlchemyCapture
 from otel_activity.codec.rows import COLUMNS, copy_line, resource_id
 from otel_activity.delivery import QueuedDelivery
 from otel_activity.events import Commit, ResourceInfo
+from otel_activity.otlp import Answer
 from otel_activity.postgres.exporter import PostgresEventExporter
 from otel_activity.redaction import Redactor
 from otel_activity.settings import Settings
-from otel_activity.telemetry import Pipeline
+from otel_activity.telemetry import OtlpLogExporter, Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from opentelemetry.sdk._logs import ReadableLogRecord
+
     from benchmarks.server import Server
     from otel_activity.events import Event, Unit
+    from otel_activity.ports import EventExporter
 
 __all__ = ["Job", "main", "measure"]
 
@@ -57,6 +65,7 @@ ROOT: Final = Path(__file__).parent.parent
 BATCH: Final = Settings().max_export_batch_size
 RESOURCE: Final = ResourceInfo({"service.name": "benchmarks"})
 AGAINST_COPY: Final = "export / plain COPY"
+AGAINST_STOCK: Final = "export: OTLP / stock encoder"
 
 
 class Job(msgspec.Struct, kw_only=True, frozen=True):
@@ -159,6 +168,36 @@ class _TakeAll:
         """Nothing is inherited."""
 
 
+class _KeepRecords(LogRecordExporter):
+    """An exporter that keeps the records."""
+
+    def __init__(self) -> None:
+        self.records: list[ReadableLogRecord] = []
+
+    def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
+        """Keep the batch."""
+        self.records += batch
+        return LogRecordExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Nothing is open."""
+
+    def force_flush(self, timeout_millis: int = 0) -> bool:
+        """Nothing is held back."""
+        return True
+
+
+class _Nowhere:
+    """A connection that takes what it is given."""
+
+    def send(self, body: bytes, count: int) -> Answer:
+        """Take it."""
+        return Answer(taken=True)
+
+    def shutdown(self) -> None:
+        """Nothing is open."""
+
+
 def _parts(job: Job, workload: str) -> dict[str, list[float]]:
     engine = create_engine(sqlalchemy_url(job.dsn))
     execute = getattr(workloads, workload)(engine, job.seed)
@@ -189,9 +228,22 @@ def _round(job: Job, units: list[Unit], exporter: PostgresEventExporter) -> dict
         "through the SDK": _through_the_sdk(events),
         "export": _cpu(lambda: _export(exporter, events)),
         "export: rows": _cpu(lambda: _lines(events)),
+        "export: OTLP": _otlp(events, OtlpLogExporter(_Nowhere()).export),
     }
     found = {part: value / total * 1e6 for part, value in seconds.items()}
-    return found | {AGAINST_COPY: _against_copy(job, exporter, events)}
+    stock = _otlp(events, lambda batch: encode_logs(batch).SerializeToString())
+    return found | {
+        AGAINST_COPY: _against_copy(job, exporter, events),
+        AGAINST_STOCK: seconds["export: OTLP"] / stock,
+    }
+
+
+def _otlp(events: list[Event], encode: Callable[[list[ReadableLogRecord]], object]) -> float:
+    """Records are what the pipeline makes of the events, in batches."""
+    kept = _KeepRecords()
+    _send(events, kept, len(events))
+    batches = [kept.records[first : first + BATCH] for first in range(0, len(events), BATCH)]
+    return _cpu(lambda: [encode(batch) for batch in batches])
 
 
 def _lines(events: Sequence[Event]) -> bytes:
@@ -225,15 +277,20 @@ def _hold(gate: threading.Event) -> None:
 
 
 def _through_the_sdk(events: list[Event]) -> float:
+    return _send(events, _TakeAll(), Settings().max_queue_size)
+
+
+def _send(events: list[Event], exporter: EventExporter | LogRecordExporter, queue_size: int) -> float:
+    """CPU of everything from the emission of the events to the exporter."""
     pipeline = Pipeline(
         Resource(RESOURCE.attributes),
         schedule_delay=Settings().schedule_delay,
-        batch_size=BATCH,
-        queue_size=Settings().max_queue_size,
+        batch_size=min(BATCH, queue_size),
+        queue_size=queue_size,
         export_timeout=Settings().export_timeout,
         version="0",
     )
-    pipeline.add("nowhere", _TakeAll())
+    pipeline.add("nowhere", exporter)
 
     def work() -> None:
         for event in events:

@@ -31,7 +31,10 @@ RATIO_BUDGETS: Final[dict[tuple[str, str], float]] = {
 EVENT_BUDGETS: Final = {CPU_AN_EVENT: 25.0, THREAD_AN_EVENT: 10.0}
 """Microseconds of client CPU beyond that of the work: from capture to the confirmed row, and in the thread
 that does the work."""
-PART_BUDGETS: Final = {"export / plain COPY": 1.25}  # 0.8 of its speed
+PART_BUDGETS: Final = {
+    "export / plain COPY": 1.25,  # 0.8 of its speed
+    "export: OTLP / stock encoder": 0.25,
+}
 HEADINGS: Final = ("what", "variant", "measure", "median", "middle half", "budget", "verdict")
 
 

@@ -8,6 +8,7 @@ are plain already, and the SDK's limits would cut evidence.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -35,9 +36,12 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import TraceFlags
 
 from otel_activity import semconv
+from otel_activity.codec.otlp import Envelope, envelope, log_request
 from otel_activity.delivery import Lane
+from otel_activity.delivery.lane import log_safely
 from otel_activity.errors import ExportError
 from otel_activity.events import Event, ResourceInfo
+from otel_activity.otlp import Answer, Transport, transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EventLogExporter",
     "GlobalPipeline",
+    "OtlpLogExporter",
     "Pipeline",
     "console_exporter",
     "otlp_exporter",
@@ -198,8 +203,11 @@ class _KeepTrying(LogRecordExporter):
     def _attempt(self, todo: _Portions) -> None:
         portion = todo.next()
         if self._inner.export(portion) is LogRecordExportResult.SUCCESS:
+            rejected, message = _rejected(self._inner, len(portion))
             todo.taken(len(portion))
-            self._lane.confirm(len(portion))
+            self._lane.confirm(len(portion) - rejected)
+            if rejected:
+                self._lane.lose(rejected, f"the receiver rejects them, of {_range(portion)}: {message}")
         elif todo.refused():
             self._lane.lose(1, f"the receiver refuses the record {_uid(portion[0])} and takes others")
         else:
@@ -251,9 +259,66 @@ class _Portions:
         return False
 
 
+def _range(records: Sequence[ReadableLogRecord]) -> str:
+    """OTLP does not say which records of a request were rejected."""
+    first, last = _uid(records[0]), _uid(records[-1])
+    return f"the record {first}" if len(records) == 1 else f"{len(records)} records from {first} to {last}"
+
+
 def _uid(record: ReadableLogRecord) -> str:
     event = event_of(record)
     return event.id if event is not None else "of unknown id"
+
+
+class OtlpLogExporter(LogRecordExporter):
+    """Encodes events once, straight to the wire, and sends them with the SDK's transport.
+
+    Attributes:
+        answer: what the receiver said of the last batch.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._envelopes: dict[tuple[int, int], tuple[Resource, Any, Envelope]] = {}
+        self.answer = Answer(taken=True)
+
+    def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
+        scope = batch[0].instrumentation_scope
+        body = b"".join(
+            [log_request(self._envelope(resource, scope), events) for resource, events in _by_resource(batch)]
+        )
+        said = self.answer.message
+        self.answer = self._transport.send(body, len(batch))
+        if self.answer.message not in {"", said} and not self.answer.rejected:
+            log_safely(logging.WARNING, "otel_activity: the OTLP receiver warns: %s", self.answer.message)
+        return LogRecordExportResult.SUCCESS if self.answer.taken else LogRecordExportResult.FAILURE
+
+    def _envelope(self, resource: Resource, scope: Any) -> Envelope:
+        known = self._envelopes.get((id(resource), id(scope)))
+        if known is None:  # the objects are kept, so that their ids are not given to others
+            made = envelope(
+                resource_info(resource).attributes,
+                resource.schema_url or "",
+                scope.name,
+                scope.version or "",
+                scope.schema_url or "",
+            )
+            known = self._envelopes[id(resource), id(scope)] = (resource, scope, made)
+        return known[2]
+
+    def shutdown(self) -> None:
+        self._transport.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
+
+
+def _rejected(exporter: LogRecordExporter, sent: int) -> tuple[int, str]:
+    """How many of the records of the last batch the receiver took note of and will never store, and why."""
+    if not isinstance(exporter, OtlpLogExporter):
+        return 0, ""
+    answer = exporter.answer
+    return max(0, min(sent, answer.rejected)), answer.message or "it gives no reason"
 
 
 class EventLogExporter(LogRecordExporter):
@@ -548,18 +613,23 @@ def console_exporter() -> LogRecordExporter:
 
 
 def otlp_exporter(endpoint: str | None, protocol: str) -> LogRecordExporter:
-    """The stock OTLP exporter; everything but the endpoint comes from the SDK's own variables.
+    """An OTLP exporter; everything but the endpoint comes from the SDK's own variables.
 
     Args:
         endpoint: of our own, or None for the SDK's.
         protocol: ``grpc`` or ``http/protobuf``.
     """
+    if protocol != "grpc" and endpoint is not None and not endpoint.rstrip("/").endswith("/v1/logs"):
+        endpoint = f"{endpoint.rstrip('/')}/v1/logs"
+    connection = transport(endpoint, protocol)
+    return _stock_exporter(endpoint, protocol) if connection is None else OtlpLogExporter(connection)
+
+
+def _stock_exporter(endpoint: str | None, protocol: str) -> LogRecordExporter:
     if protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as Grpc
 
         return Grpc(endpoint=endpoint)
     from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as Http
 
-    if endpoint is not None and not endpoint.rstrip("/").endswith("/v1/logs"):
-        endpoint = f"{endpoint.rstrip('/')}/v1/logs"
     return Http(endpoint=endpoint)

@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from otel_activity.embedded import EmbeddedPostgres
 from otel_activity.embedded import free_port as find_free_port
+from tests.otlp_sink import Sink, serving
 from tests.support import skip_missing
 
 if TYPE_CHECKING:
@@ -91,3 +92,10 @@ def postgres_dsn(postgres_server: Server) -> Iterator[str]:
 def free_port() -> int:
     """A TCP port on 127.0.0.1 that nobody listens on."""
     return find_free_port()
+
+
+@pytest.fixture(params=["grpc", "http/protobuf"])
+def otlp(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, Sink]]:
+    """Endpoint, protocol and sink of an OTLP receiver, for each protocol."""
+    with serving(request.param) as receiver:
+        yield receiver

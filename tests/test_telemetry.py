@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import threading
 import time
-from concurrent import futures
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import psycopg
 import pytest
 from opentelemetry import _logs as logs_api
-from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import (
     BatchLogRecordProcessor,
@@ -39,9 +35,10 @@ from otel_activity.telemetry import (
     event_of,
     otlp_exporter,
 )
+from tests.otlp_sink import Sink, python_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 RESOURCE = Resource({"service.name": "billing"})
 VALUE = {"amount": {"before": encode(1), "after": {"deep": [1, None, {"x": "é"}], "big": encode(1 << 80)}}}
@@ -71,78 +68,6 @@ def pipeline(**overrides: Any) -> Pipeline:
         "version": "1",
     }
     return Pipeline(RESOURCE, **{**settings, **overrides})
-
-
-class Sink(logs_service_pb2_grpc.LogsServiceServicer):
-    """A real OTLP receiver that keeps what it gets, and can refuse."""
-
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-        self.refusals = 0
-
-    def take(self, request: Any) -> bool:
-        if self.refusals:
-            self.refusals -= 1
-            return False
-        self.requests.append(request)
-        return True
-
-    def Export(self, request: Any, context: Any) -> Any:
-        if not self.take(request):
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not now")
-        return logs_service_pb2.ExportLogsServiceResponse()
-
-    @property
-    def records(self) -> list[Any]:
-        return [
-            (resource.resource, scope.scope, record)
-            for request in self.requests
-            for resource in request.resource_logs
-            for scope in resource.scope_logs
-            for record in scope.log_records
-        ]
-
-
-@pytest.fixture(params=["grpc", "http/protobuf"])
-def otlp(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, Sink]]:
-    """Endpoint, protocol and sink of a receiver, for each protocol."""
-    sink = Sink()
-    if request.param == "grpc":
-        server = grpc.server(futures.ThreadPoolExecutor(2))
-        logs_service_pb2_grpc.add_LogsServiceServicer_to_server(sink, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield f"http://127.0.0.1:{port}", "grpc", sink
-        server.stop(None).wait()
-        return
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            taken = sink.take(logs_service_pb2.ExportLogsServiceRequest.FromString(body))
-            self.send_response(200 if taken and self.path == "/v1/logs" else 400)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}", "http/protobuf", sink
-        httpd.shutdown()
-        thread.join()
-
-
-def python_value(value: Any) -> Any:
-    """An AnyValue as a plain value."""
-    kind = value.WhichOneof("value")
-    if kind == "kvlist_value":
-        return {item.key: python_value(item.value) for item in value.kvlist_value.values}
-    if kind == "array_value":
-        return [python_value(item) for item in value.array_value.values]
-    return None if kind is None else getattr(value, kind)
 
 
 def test_an_event_is_a_log_record_for_otlp(otlp: tuple[str, str, Sink]) -> None:

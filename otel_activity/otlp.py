@@ -1,0 +1,171 @@
+"""Sends encoded logs with the SDK's own OTLP exporters, which know all their variables: endpoints, headers,
+compression, certificates, timeouts, retries.
+
+They cannot be handed bytes, and they do not look at what the receiver answers. So each is subclassed where it
+encodes and where it hears the answer; those names are private, and `transport` says so when they have moved.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Answer", "Transport", "transport"]
+
+_logger: Final = logging.getLogger("otel_activity")
+_GRPC_METHOD: Final = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
+_LONGEST_MESSAGE: Final = 200
+"""Characters of what a receiver says; it may say anything, and it is logged."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one request.
+
+    Attributes:
+        taken: whether the receiver took it; otherwise it is to be sent again.
+        rejected: records that it will never take (``partial_success``); they must not be sent again.
+        message: why, in the receiver's words.
+    """
+
+    taken: bool
+    rejected: int = 0
+    message: str = ""
+
+
+class Transport(Protocol):
+    """Sends one request, retrying within the SDK's timeout."""
+
+    def send(self, body: bytes, count: int) -> Answer:
+        """Send an encoded ``ExportLogsServiceRequest`` with `count` records."""
+
+    def shutdown(self) -> None:
+        """Close the connection."""
+
+
+def transport(endpoint: str | None, protocol: str) -> Transport | None:
+    """A connection that is made when it is first used.
+
+    Args:
+        endpoint: of our own, or None for the SDK's variables.
+        protocol: ``grpc`` or ``http/protobuf``.
+
+    Returns:
+        None when the SDK's exporter is not built as it was; it is usable as it stands.
+
+    Raises:
+        ImportError: the exporter is not installed.
+    """
+    make = _grpc() if protocol == "grpc" else _http()
+    try:
+        return make(endpoint)
+    except AttributeError as error:
+        _logger.warning(
+            "otel_activity: this version of the OTLP exporter is not known (%s); it works as it stands, and "
+            "takes more time for each event",
+            error,
+        )
+        return None
+
+
+def _answer(response: Any) -> Answer:
+    """What an ``ExportLogsServiceResponse`` says."""
+    partial = response.partial_success
+    words = " ".join(partial.error_message.split())[:_LONGEST_MESSAGE]
+    return Answer(taken=True, rejected=partial.rejected_log_records, message=words)
+
+
+class _Heard:
+    """Stands before the SDK's HTTP transport and keeps the body of the last response."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.is_connection_error: Callable[[Any], bool] = inner.is_connection_error
+        self.close: Callable[[], None] = inner.close
+        self.body = b""
+
+    def request(self, *args: Any, **options: Any) -> Any:
+        self.body = b""
+        result = self._inner.request(*args, **options)
+        if result.error is None:
+            self.body = result.content()
+        return result
+
+
+def _http() -> Callable[[str | None], Transport]:
+    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+
+    class Http(OTLPLogExporter):
+        def __init__(self, endpoint: str | None) -> None:
+            super().__init__(endpoint=endpoint)
+            self._heard = _Heard(self._client._transport)
+            self._client._transport = self._heard  # type: ignore[assignment]  # same methods
+            _ = self._max_request_size, self._metrics.export_operation
+
+        def send(self, body: bytes, count: int) -> Answer:
+            with self._metrics.export_operation(count) as operation:
+                if 0 < self._max_request_size < len(body):
+                    operation.error = ValueError("the request is too large")
+                    return Answer(taken=False)
+                result = self._client.export(body)
+                # The SDK takes a redirect for success, and does not follow it.
+                if not result.success or not 200 <= (result.status_code or 0) < 300:
+                    operation.error = result.error or ConnectionError(str(result.status_code))
+                    return Answer(taken=False)
+            try:
+                return _answer(ExportLogsServiceResponse.FromString(self._heard.body))
+            except Exception:  # noqa: BLE001 - protobuf's own error, and whatever a proxy answered
+                _logger.debug("otel_activity: the OTLP receiver's answer is not protobuf")
+                return Answer(taken=True)
+
+    return Http
+
+
+def _grpc() -> Callable[[str | None], Transport]:
+    from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+
+    class Stub:
+        """The service's only method, for bytes; keeps the last answer."""
+
+        def __init__(self, channel: Any) -> None:
+            self._call = channel.unary_unary(
+                _GRPC_METHOD, response_deserializer=ExportLogsServiceResponse.FromString
+            )
+            self.answer = Answer(taken=True)
+
+        def Export(self, request: bytes, **options: Any) -> None:
+            self.answer = _answer(self._call(request, **options))
+
+    class Grpc(OTLPLogExporter):
+        def __init__(self, endpoint: str | None) -> None:
+            self._count = 0
+            self._stub_of_bytes: Stub | None = None
+            super().__init__(endpoint=endpoint)
+            if self._stub_of_bytes is None:
+                raise AttributeError("_initialize_channel_and_stub is not called any more")
+
+        def _initialize_channel_and_stub(self) -> None:
+            super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call]  # the SDK does not annotate
+            # The SDK calls this again for a new channel.
+            self._client = self._stub_of_bytes = Stub(self._channel)  # type: ignore[assignment]  # it says None
+
+        def _translate_data(self, data: Any) -> Any:
+            return data
+
+        def _count_data(self, data: Any) -> int:
+            return self._count
+
+        def send(self, body: bytes, count: int) -> Answer:
+            self._count = count
+            # Typed for records, which `_translate_data` would translate.
+            taken = self._export(body) is self._result.SUCCESS  # type: ignore[arg-type]
+            stub = self._stub_of_bytes
+            return stub.answer if taken and stub is not None else Answer(taken=False)
+
+    return Grpc
