@@ -11,12 +11,14 @@ import time
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from otel_activity.capture.action import ActionRecorder, Performed
 from otel_activity.capture.guard import internal_error
+from otel_activity.events import Performed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from otel_activity.capture.action import ActionRecorder
 
 __all__ = ["RunningAction", "log_user_action", "use", "with_activity_logging"]
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 
-from otel_activity.semconv import CHANGES
+from otel_activity.semconv import ACTION, CHANGES
 
-__all__ = ["Commit", "Entry", "Event", "Redacted", "ResourceInfo", "Severity", "Unit", "packed"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Commit", "Entry", "Event", "Performed", "Redacted", "ResourceInfo", "Severity", "Unit", "packed"]
 
 
 class Severity(enum.IntEnum):
@@ -89,6 +93,34 @@ class ResourceInfo(msgspec.Struct, frozen=True):
     def service_name(self) -> str:
         """``service.name``, as the SDK resolved it."""
         return str(self.attributes.get("service.name", "unknown_service"))
+
+
+@dataclass(slots=True, kw_only=True)
+class Performed:
+    """Something that was done, as its caller says it: a user action, a login, a request.
+
+    Not clean yet: `entity_id`, `details` and the values of `attributes` are any values, secrets included.
+
+    Attributes:
+        action: what was done, low-cardinality.
+        name: the ``event_name``.
+        user_id: who did it, if not the actor of the context in force.
+        actor: the same in full, as attributes of an event; beats `user_id`.
+        duration: seconds, or None when nobody measured it.
+        error: the exception that ended it, or what stands for its type.
+    """
+
+    action: str
+    name: str = ACTION
+    entity_type: str | None = None
+    entity_id: Any = None
+    user_id: str | None = None
+    actor: Mapping[str, Any] | None = None
+    details: Any = None
+    outcome: str = "success"
+    duration: float | None = None
+    error: BaseException | str | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Redacted:

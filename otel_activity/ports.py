@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otel_activity.events import Event, ResourceInfo, Unit
+    from otel_activity.events import Event, Performed, ResourceInfo, Unit
 
-__all__ = ["Delivery", "EventExporter"]
+__all__ = ["ActionSink", "Delivery", "EventExporter"]
 
 
 class Delivery(Protocol):
@@ -52,3 +52,10 @@ class EventExporter(Protocol):
 
     def after_fork(self) -> None:
         """In a forked child: drop inherited connections without closing them."""
+
+
+class ActionSink(Protocol):
+    """Where frameworks report what they see done: logins, requests."""
+
+    def record(self, performed: Performed) -> None:
+        """Release it as an event of its own, in the context in force. Must not raise."""

@@ -20,6 +20,10 @@ ENTITY_CREATED: Final = "activity.entity.created"
 ENTITY_UPDATED: Final = "activity.entity.updated"
 ENTITY_DELETED: Final = "activity.entity.deleted"
 ACTION: Final = "activity.action"
+REQUEST: Final = "activity.request"
+AUTH_LOGIN: Final = "activity.auth.login"
+AUTH_LOGOUT: Final = "activity.auth.logout"
+AUTH_FAILED: Final = "activity.auth.failed"
 GAP: Final = "activity.gap"
 
 # record
@@ -47,6 +51,7 @@ ACTOR_ERROR_TYPE: Final = "activity.actor.error.type"
 # request
 REQUEST_ID: Final = "activity.request.id"
 REQUEST_METHOD: Final = "http.request.method"
+STATUS_CODE: Final = "http.response.status_code"
 ROUTE: Final = "http.route"
 CLIENT_ADDRESS: Final = "client.address"
 USER_AGENT: Final = "user_agent.original"

@@ -63,7 +63,7 @@ class Recorder:
 
 @contextmanager
 def recorded_events(**settings: Any) -> Iterator[Recorder]:
-    """Record the audit events of everything that is committed inside, and of user actions.
+    """Record the audit events of everything that is committed inside, of user actions and logins.
 
     The environment is not read. Do not use it while the process is instrumented: each change would be
     captured by both.
@@ -93,7 +93,7 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
     )
     capture.install()
     actions.use(capture.actions)
-    web = WebHooks(resolved.actor_resolver, resolved.trusted_proxies)
+    web = WebHooks(resolved.actor_resolver, resolved.trusted_proxies, sink=capture.actions)
     web.install()
     try:
         yield recorder

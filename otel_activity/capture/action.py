@@ -6,7 +6,6 @@ import logging
 import math
 import re
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import uuid_utils
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
 
     from otel_activity.capture.bracket import Bracket
     from otel_activity.context import RequestContext
-    from otel_activity.events import Unit
+    from otel_activity.events import Performed, Unit
     from otel_activity.redaction import Redactor
 
-__all__ = ["Action", "ActionRecorder", "Performed"]
+__all__ = ["Action", "ActionRecorder"]
 
 ROLLED_BACK: Final = "rolled back"
 """``error.type`` of an action whose transaction or savepoint was rolled back."""
@@ -41,37 +40,29 @@ _MAX_ATTRIBUTES: Final = 64
 _OUTCOMES: Final = ("success", "failure")
 _UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
 _UNSET: Final = object()
-
-
-@dataclass(slots=True, kw_only=True)
-class Performed:
-    """What the caller said about an action; see `otel_activity.log_user_action`.
-
-    Attributes:
-        duration: seconds, or None when nobody measured it.
-        error: the exception that ended it.
-    """
-
-    action: str
-    entity_type: str | None = None
-    entity_id: Any = None
-    user_id: str | None = None
-    details: Any = None
-    outcome: str = "success"
-    duration: float | None = None
-    error: BaseException | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+_ACTOR_ATTRIBUTES: Final = (
+    semconv.ACTOR_TYPE,
+    semconv.USER_ID,
+    semconv.USER_NAME,
+    semconv.USER_ROLES,
+    semconv.ACTOR_ON_BEHALF_OF,
+    semconv.ACTOR_CANDIDATES,
+    semconv.ACTOR_ERROR_TYPE,
+)
 
 
 class Action:
     """One action, encoded when it was logged: an `events.Entry` that survives a rollback as failed."""
 
-    __slots__ = ("attributes", "context", "joined", "otel", "said", "time", "user_id")
+    __slots__ = ("actor", "attributes", "context", "joined", "name", "otel", "said", "time")
     survives = True
 
-    def __init__(self, said: dict[str, Any], user_id: str | None, *, joined: bool) -> None:
+    def __init__(
+        self, name: str, said: dict[str, Any], actor: Mapping[str, Any] | None, *, joined: bool
+    ) -> None:
+        self.name = name
         self.said = said
-        self.user_id = user_id
+        self.actor = actor
         self.joined = joined
         self.time = time.time_ns()
         self.context: RequestContext | None = current_context()
@@ -87,8 +78,8 @@ class Action:
     def to_event(self, unit: Unit, commit: Commit) -> Event:
         """Put the event together; see `otel_activity.events.Entry`."""
         attributes = dict(UNKNOWN_ACTOR if self.attributes is None else self.attributes)
-        if self.user_id is not None:
-            _name_user(attributes, self.user_id)
+        if self.actor is not None:
+            _name_actor(attributes, self.actor)
         attributes.update(self.said)
         if self.joined:
             attributes[semconv.TRANSACTION_ID] = unit.transaction_id
@@ -100,7 +91,7 @@ class Action:
         attributes[semconv.ACTIVITY_SCHEMA_VERSION] = semconv.SCHEMA_VERSION
         event = Event(
             id=str(uuid_utils.uuid7()),
-            name=semconv.ACTION,
+            name=self.name,
             time=self.time // 1000 * 1000,
             attributes=attributes,
             observed=time.time_ns(),
@@ -114,20 +105,14 @@ class Action:
         return event
 
 
-def _name_user(attributes: dict[str, Any], user_id: str) -> None:
-    """The caller names the user: what the context knows about somebody else does not belong to them."""
-    if attributes.get(semconv.USER_ID) == user_id:
+def _name_actor(attributes: dict[str, Any], actor: Mapping[str, Any]) -> None:
+    """The caller names the actor: what the context knows about somebody else does not belong to them."""
+    user_id = actor.get(semconv.USER_ID)
+    if user_id is not None and attributes.get(semconv.USER_ID) == user_id:
         return
-    for name in (
-        semconv.USER_NAME,
-        semconv.USER_ROLES,
-        semconv.ACTOR_ON_BEHALF_OF,
-        semconv.ACTOR_CANDIDATES,
-        semconv.ACTOR_ERROR_TYPE,
-    ):
+    for name in _ACTOR_ATTRIBUTES:
         attributes.pop(name, None)
-    attributes[semconv.USER_ID] = user_id
-    attributes[semconv.ACTOR_TYPE] = "user"
+    attributes.update(actor)
 
 
 class ActionRecorder:
@@ -157,11 +142,12 @@ class ActionRecorder:
         try:
             connection = None if session is None else self._find(session, entered)
             transaction = None if connection is None else self._bracket.transaction(connection)
-            user = None if performed.user_id is None else _text(performed.user_id, _NAME_LENGTH)
-            if transaction is None or transaction.autocommit:
-                self._bracket.release([Action(self._said(performed), user, joined=False)])
+            joined = transaction is not None and not transaction.autocommit
+            action = Action(performed.name, self._said(performed), _actor(performed), joined=joined)
+            if transaction is not None and joined:
+                self._bracket.join(transaction, action)
             else:
-                self._bracket.join(transaction, Action(self._said(performed), user, joined=True))
+                self._bracket.release([action])
         except Exception:  # noqa: BLE001 - logging an action never raises into the application
             internal_error("a user action")
 
@@ -209,7 +195,8 @@ class ActionRecorder:
         if performed.duration is not None:
             said[semconv.ACTION_DURATION] = performed.duration
         if performed.error is not None:
-            said[semconv.ERROR_TYPE] = _type_name(performed.error)
+            error = performed.error
+            said[semconv.ERROR_TYPE] = error if isinstance(error, str) else _type_name(error)
         return said
 
     def _extra(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,6 +210,12 @@ class ActionRecorder:
                 REDACTED if secret else encode(self._redactor.clean(value), self._limit)
             )
         return extra
+
+
+def _actor(performed: Performed) -> Mapping[str, Any] | None:
+    if performed.actor is not None or performed.user_id is None:
+        return performed.actor
+    return {semconv.ACTOR_TYPE: "user", semconv.USER_ID: _text(performed.user_id, _NAME_LENGTH)}
 
 
 _warned = -math.inf

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_activity.frameworks import web
-from otel_activity.frameworks.django import DjangoRequests
-from otel_activity.frameworks.flask import FlaskRequests
+from otel_activity.frameworks.django import DjangoLogins, DjangoRequests
+from otel_activity.frameworks.flask import FlaskLogins, FlaskRequests
+from otel_activity.frameworks.security import SecurityLog
 from otel_activity.frameworks.starlette import LifespanFlush, StarletteRequests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from otel_activity.ports import ActionSink
 
 __all__ = ["WebHooks"]
 
@@ -22,6 +25,7 @@ class WebHooks:
         resolver: see `otel_activity.frameworks.web.configure`.
         trusted_proxies: see there.
         flush: called in a thread when an ASGI application has shut down; None for nothing.
+        sink: where security events go; None for nowhere.
     """
 
     def __init__(
@@ -29,10 +33,19 @@ class WebHooks:
         resolver: str | None = None,
         trusted_proxies: tuple[str, ...] = (),
         flush: Callable[[], object] | None = None,
+        sink: ActionSink | None = None,
     ) -> None:
         self._settings = (resolver, trusted_proxies)
         lifespan = () if flush is None else (LifespanFlush(flush),)
-        self._hooks = (*lifespan, StarletteRequests(), FlaskRequests(), DjangoRequests())
+        log = SecurityLog(sink)
+        self._hooks = (
+            *lifespan,
+            StarletteRequests(),
+            FlaskRequests(),
+            FlaskLogins(log),
+            DjangoRequests(),
+            DjangoLogins(log),
+        )
 
     def install(self) -> None:
         """Hook into the frameworks that are loaded, and into the others when they are."""

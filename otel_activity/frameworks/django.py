@@ -15,41 +15,75 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_activity.context import bind, unbind
 from otel_activity.frameworks import asgi, wsgi
-from otel_activity.frameworks.hook import MethodHook
+from otel_activity.frameworks.hook import Hooks, MethodHook, SignalHook
 from otel_activity.frameworks.web import identify, is_in_force
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from otel_activity.frameworks.security import SecurityLog
     from otel_activity.frameworks.web import WebContext
 
-__all__ = ["DjangoRequests"]
+__all__ = ["DjangoLogins", "DjangoRequests"]
 
+_LOGIN_NAMES: Final = ("username", "email", "login", "remote_user")
+"""Credentials that name the user, besides the model's own ``USERNAME_FIELD``."""
 _ANCHORS: Final = re.compile(r"(?:(?<=/)|^)\^|(?<!\\)\$$")
 """Of a regular expression as a URL pattern: true of the place where it stands, and no part of a template."""
 
 
-class DjangoRequests:
+class DjangoRequests(Hooks):
     """Wraps the handlers for WSGI and ASGI, and the first calls that have Django's own request."""
 
     def __init__(self) -> None:
         base, wsgi_module, asgi_module = (f"django.core.handlers.{name}" for name in ("base", "wsgi", "asgi"))
-        self._hooks = (
+        super().__init__(
             MethodHook(wsgi_module, "WSGIHandler", "__call__", _wrap_wsgi),
             MethodHook(asgi_module, "ASGIHandler", "__call__", _wrap_asgi),
             MethodHook(base, "BaseHandler", "get_response", _wrap_response),
             MethodHook(base, "BaseHandler", "get_response_async", _wrap_async_response),
         )
 
-    def install(self) -> None:
-        """Wrap now if Django is loaded, else as soon as it is."""
-        for hook in self._hooks:
-            hook.install()
 
-    def uninstall(self) -> None:
-        """Put the methods back."""
-        for hook in self._hooks:
-            hook.uninstall()
+class DjangoLogins(Hooks):
+    """Listens to ``django.contrib.auth``'s signals.
+
+    Args:
+        log: where logins are reported.
+    """
+
+    def __init__(self, log: SecurityLog) -> None:
+        def logged_in(sender: Any, user: Any = None, **said: Any) -> None:
+            log.login(_unwrapped(user), _described)
+
+        def logged_out(sender: Any, user: Any = None, **said: Any) -> None:
+            log.logout(_unwrapped(user), _described)
+
+        def login_failed(sender: Any, credentials: Any = None, **said: Any) -> None:
+            log.failed(_login_names(credentials))
+
+        signals = "django.contrib.auth.signals"
+        super().__init__(
+            SignalHook(signals, "user_logged_in", logged_in),
+            SignalHook(signals, "user_logged_out", logged_out),
+            SignalHook(signals, "user_login_failed", login_failed),
+        )
+
+
+def _login_names(credentials: Any) -> dict[str, Any]:
+    """What names the user, and nothing else: Django masks only the credentials that it knows to be secret."""
+    if not isinstance(credentials, Mapping):
+        return {}
+    own = getattr(_user_model(), "USERNAME_FIELD", "username")
+    return {name: value for name in (own, *_LOGIN_NAMES) if isinstance(value := credentials.get(name), str)}
+
+
+def _user_model() -> Any:
+    """The project's own; None when it has none."""
+    try:
+        return sys.modules["django.contrib.auth"].get_user_model()
+    except Exception:  # noqa: BLE001 - a project without Django's user model may refuse logins, too
+        return None
 
 
 def _wrap_wsgi(original: Any) -> Any:
@@ -164,14 +198,19 @@ def _session(request: Any) -> Mapping[str, Any]:
 def _evaluated(request: Any, name: str) -> Any:
     """An attribute without asking for it: a lazy user that nobody looked at stays so, and sends no SQL."""
     known = request.__dict__
-    user = known.get(name)
+    user = _unwrapped(known.get(name))
+    if user is None and name == "user":
+        return known.get("_cached_user", known.get("_acached_user"))
+    return user
+
+
+def _unwrapped(user: Any) -> Any:
+    """The object in a lazy one; None when it is not there yet."""
     functional = sys.modules.get("django.utils.functional")
     if functional is None or not isinstance(user, functional.LazyObject):
         return user
     wrapped = object.__getattribute__(user, "_wrapped")
-    if wrapped is not functional.empty:
-        return wrapped
-    return known.get("_cached_user", known.get("_acached_user")) if name == "user" else None
+    return None if wrapped is functional.empty else wrapped
 
 
 def _described(user: Any) -> Any:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from otel_activity.frameworks.hook import MethodHook
+from otel_activity.frameworks.hook import Hooks, MethodHook, SignalHook
 from otel_activity.frameworks.web import marked
 from otel_activity.frameworks.wsgi import serve
 
-__all__ = ["FlaskRequests"]
+if TYPE_CHECKING:
+    from otel_activity.frameworks.security import SecurityLog
+
+__all__ = ["FlaskLogins", "FlaskRequests"]
 
 
-class FlaskRequests:
+class FlaskRequests(Hooks):
     """Wraps `flask.Flask.__call__`, and `full_dispatch_request`, the first call with Flask's own context."""
 
     def __init__(self) -> None:
@@ -30,20 +33,31 @@ class FlaskRequests:
 
             return full_dispatch_request
 
-        self._hooks = (
+        super().__init__(
             MethodHook("flask.app", "Flask", "__call__", wrap_call),
             MethodHook("flask.app", "Flask", "full_dispatch_request", wrap_dispatch),
         )
 
-    def install(self) -> None:
-        """Wrap now if Flask is loaded, else as soon as it is."""
-        for hook in self._hooks:
-            hook.install()
 
-    def uninstall(self) -> None:
-        """Put the methods back."""
-        for hook in self._hooks:
-            hook.uninstall()
+class FlaskLogins(Hooks):
+    """Listens to Flask-Login's signals. It has none for a wrong password, which only the application sees;
+    ``user_unauthorized`` means that somebody who is not logged in was refused a page.
+
+    Args:
+        log: where logins are reported.
+    """
+
+    def __init__(self, log: SecurityLog) -> None:
+        def logged_in(sender: Any, user: Any = None, **said: Any) -> None:
+            log.login(user)
+
+        def logged_out(sender: Any, user: Any = None, **said: Any) -> None:
+            log.logout(user)
+
+        super().__init__(
+            SignalHook("flask_login.signals", "user_logged_in", logged_in),
+            SignalHook("flask_login.signals", "user_logged_out", logged_out),
+        )
 
 
 def _remember(flask: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import django
 from django.conf import settings
 
-__all__ = ["AnonymousUser", "Shop", "User", "commit", "prepare"]
+__all__ = ["AnonymousUser", "Shop", "User", "authenticate", "prepare", "user_logged_in"]
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -43,7 +43,9 @@ settings.configure(
 django.setup()
 
 from django.contrib import auth
+from django.contrib.auth import authenticate
 from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.auth.signals import user_logged_in
 from django.core.exceptions import PermissionDenied
 from django.core.management import call_command
 from django.db import connection
@@ -133,7 +135,7 @@ def deferred(request: Any) -> HttpResponse:
 
 def remote(request: Any) -> HttpResponse:
     """What RemoteUserMiddleware does, with a name that the backend shortens."""
-    request.user = auth.authenticate(request, remote_user=request.META["REMOTE_USER"].partition("@")[0])
+    request.user = authenticate(request, remote_user=request.META["REMOTE_USER"].partition("@")[0])
     commit()
     return HttpResponse("done")
 
@@ -195,7 +197,7 @@ def refuse(request: Any) -> HttpResponse:
 
 def login(request: Any) -> HttpResponse:
     """Name and password from the form."""
-    user = auth.authenticate(request, username=request.POST["username"], password=request.POST["password"])
+    user = authenticate(request, username=request.POST["username"], password=request.POST["password"])
     if user is None:
         return HttpResponse("no", status=401)
     auth.login(request, user)

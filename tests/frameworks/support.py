@@ -56,3 +56,16 @@ def actor(recorder: Recorder) -> tuple[Any, Any]:
     """Type and id of the one event's actor."""
     found = said(recorder)
     return found[semconv.ACTOR_TYPE], found.get(semconv.USER_ID)
+
+
+def authentication(recorder: Recorder) -> list[dict[str, Any]]:
+    """The security events, with name, outcome and whom they name; the recorder is empty afterwards."""
+    kept = ("user.", "activity.actor.", "activity.entity.", semconv.DETAILS, semconv.ACTIVITY_OUTCOME)
+    found = [
+        {"name": event.name.removeprefix("activity.auth.")}
+        | {name: value for name, value in event.attributes.items() if name.startswith(kept)}
+        for event in recorder.events
+        if event.name.startswith("activity.auth.")
+    ]
+    recorder.clear()
+    return found

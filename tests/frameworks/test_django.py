@@ -18,8 +18,8 @@ from otel_activity import ActivityASGIMiddleware, Actor, activity_context, semco
 from otel_activity.context import current_context
 from otel_activity.testing import Recorder, recorded_events
 from tests.frameworks import django_shop
-from tests.frameworks.django_shop import AnonymousUser, Shop, User
-from tests.frameworks.support import Account, actor, memory, said
+from tests.frameworks.django_shop import AnonymousUser, Shop, User, authenticate, user_logged_in
+from tests.frameworks.support import Account, actor, authentication, memory, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -228,6 +228,82 @@ def test_explicit_contexts_and_middleware(recorder: Recorder) -> None:
     assert actor(recorder) == ("system", "cron")
 
 
+ADA = {
+    "user.id": "1",
+    "user.name": "ada",
+    "activity.actor.type": "user",
+    "activity.entity.type": "User",
+    "activity.entity.id": "1",
+    "activity.outcome": "success",
+}
+
+
+@pytest.mark.parametrize(("send", "path"), [(post, "/login/"), (apost, "/login/"), (apost, "/async-login/")])
+def test_logins_and_logouts(recorder: Recorder, send: Any, path: str) -> None:
+    """Each is an event of the user's; nobody's logout is none; the request belongs to the event."""
+    assert send(path, data={"username": "ada", "password": "ada-pw"}).status_code == 200
+    (event,) = recorder.events
+    assert (event.name, event.attributes[semconv.ROUTE]) == ("activity.auth.login", path)
+    assert authentication(recorder) == [{"name": "login", **ADA}]
+    send("/logout/", **cookie("ada"))
+    assert [found for found in authentication(recorder) if found["name"] == "logout"] == [
+        {"name": "logout", **ADA}
+    ]
+    send("/logout/")
+    assert authentication(recorder) == []
+
+
+@pytest.mark.parametrize(("send", "path"), [(post, "/login/"), (apost, "/login/"), (apost, "/async-login/")])
+def test_a_refused_login(recorder: Recorder, send: Any, path: str) -> None:
+    """The name that was given is a detail, not the actor, and no credential but the name is kept."""
+    assert send(path, data={"username": "ada\x00\n", "password": "wrong-s3cret"}).status_code == 401
+    assert b"s3cret" not in repr(recorder.events).encode()
+    (found,) = authentication(recorder)
+    assert found == {
+        "name": "failed",
+        "activity.outcome": "failure",
+        "activity.actor.type": "unknown",
+        "activity.details": {"username": "ada"},
+    }
+
+
+def test_other_credentials_stay_out(recorder: Recorder) -> None:
+    """What Django does not know to be secret is left out all the same; so is what is no text."""
+    authenticate(pin="1234", otp="9876", username=["ada"], email="ada@example.org")
+    (found,) = authentication(recorder)
+    assert found["activity.details"] == {"email": "ada@example.org"}
+
+
+def test_a_login_name_can_be_redacted() -> None:
+    """People type passwords into the wrong field; the name of the field can be named secret."""
+    with recorded_events(redact=["username"]) as recorder:
+        authenticate(username="hunter2", password="ada")
+        (found,) = authentication(recorder)
+    assert found["activity.details"] == {"username": {"$redacted": True}}
+
+
+def test_a_login_survives_the_rollback(recorder: Recorder) -> None:
+    """A refused login is no part of the transaction that it happened in."""
+    with Session(Shop.engine) as session:
+        session.add(Account(number=1, name="x"))
+        session.flush()
+        authenticate(username="ada", password="wrong")
+        session.rollback()
+    assert [event.name for event in recorder.events] == ["activity.auth.failed"]
+
+
+def test_a_user_that_cannot_be_read(recorder: Recorder) -> None:
+    """The login goes on; the event says what was wrong."""
+
+    class Strange:
+        def save(self, update_fields: list[str]) -> None:
+            """What Django itself calls when somebody logs in."""
+
+    user_logged_in.send(sender=Strange, request=None, user=Strange())
+    (found,) = authentication(recorder)
+    assert (found["activity.actor.type"], found["activity.actor.error.type"]) == ("unknown", "TypeError")
+
+
 def test_installed_and_removed() -> None:
     """Every method of Django is its own again."""
     from django.core.handlers import asgi, base, wsgi
@@ -240,4 +316,6 @@ def test_installed_and_removed() -> None:
             getattr(owner, name) is not method
             for owner, name, method in zip(owners, names, before, strict=True)
         )
+        assert user_logged_in.has_listeners()
     assert [getattr(owner, name) for owner, name in zip(owners, names, strict=True)] == before
+    assert authenticate(username="ada", password="wrong") is None

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from otel_activity import ActivityWSGIMiddleware, semconv
 from otel_activity.context import current_context
 from otel_activity.testing import Recorder, recorded_events
-from tests.frameworks.support import Base, Task, actor, memory, said, save
+from tests.frameworks.support import Base, Task, actor, authentication, memory, said, save
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -86,6 +86,16 @@ def flask_app(engine: Engine) -> flask.Flask:
         response = flask.make_response("done")
         response.call_on_close(lambda: save(engine))
         return response
+
+    @app.post("/login")
+    def login() -> str:
+        flask_login.login_user(User(flask.request.headers["Name"]))
+        return "done"
+
+    @app.post("/logout")
+    def logout() -> str:
+        flask_login.logout_user()
+        return "done"
 
     @app.post("/error")
     def error() -> str:
@@ -192,6 +202,26 @@ def test_a_change_committed_in_another_request_keeps_its_user(recorder: Recorder
         for event in recorder.of("Task")
     ]
     assert found == [("ada", "ada"), ("bob", "bob")]
+
+
+def test_logins_and_logouts(recorder: Recorder, engine: Engine) -> None:
+    """Each is an event of the user's; nobody's logout is none, and neither is a page that is refused."""
+    client = flask_app(engine).test_client()
+    client.post("/login", headers={"Name": "ada"})
+    expected = {
+        "user.id": "ada",
+        "user.name": "Ada",
+        "activity.actor.type": "user",
+        "activity.entity.type": "User",
+        "activity.entity.id": "ada",
+        "activity.outcome": "success",
+    }
+    assert authentication(recorder) == [{"name": "login", **expected}]
+    client.post("/logout", headers={"User": "ada"})
+    assert authentication(recorder) == [{"name": "logout", **expected}]
+    client.post("/logout")
+    assert client.post("/tasks/5").status_code == 401
+    assert authentication(recorder) == []
 
 
 def test_any_wsgi_application(recorder: Recorder, engine: Engine) -> None:
