@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         uninstrument,
     )
     from otel_activity.context import Actor, activity_context
+    from otel_activity.declare import audited
     from otel_activity.exporters import PostgresLogExporter
     from otel_activity.frameworks.asgi import ActivityASGIMiddleware
     from otel_activity.frameworks.wsgi import ActivityWSGIMiddleware
@@ -37,6 +38,7 @@ __all__ = [
     "Settings",
     "__version__",
     "activity_context",
+    "audited",
     "flush_queue",
     "get_queue_metrics",
     "instrument",
@@ -56,6 +58,7 @@ _HOMES = {
     "PostgresLogExporter": "otel_activity.exporters",
     "Settings": "otel_activity.settings",
     "activity_context": "otel_activity.context",
+    "audited": "otel_activity.declare",
     "flush_queue": "otel_activity.api",
     "get_queue_metrics": "otel_activity.api",
     "instrument": "otel_activity.api",

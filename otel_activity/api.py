@@ -63,7 +63,7 @@ class _Runtime:
         )
         self.capture = SQLAlchemyCapture(
             self.delivery,
-            redactor=Redactor(settings.redact),
+            redactor=Redactor.configured(settings),
             include=settings.include,
             exclude=settings.exclude,
             fetch_before=settings.fetch_before,

@@ -13,7 +13,18 @@ from otel_activity.semconv import ACTION, CHANGES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Commit", "Entry", "Event", "Performed", "Redacted", "ResourceInfo", "Severity", "Unit", "packed"]
+__all__ = [
+    "Commit",
+    "Entry",
+    "Event",
+    "Hashed",
+    "Performed",
+    "Redacted",
+    "ResourceInfo",
+    "Severity",
+    "Unit",
+    "packed",
+]
 
 
 class Severity(enum.IntEnum):
@@ -121,6 +132,16 @@ class Performed:
     duration: float | None = None
     error: BaseException | str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Hashed(msgspec.Struct, frozen=True):
+    """Stands where a secret was, and tells equal secrets from different ones.
+
+    Attributes:
+        digest: ``hmac-sha256:`` and 64 hexadecimal digits, keyed with ``OTEL_ACTIVITY_REDACT_KEY``.
+    """
+
+    digest: str
 
 
 class Redacted:

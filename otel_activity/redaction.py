@@ -1,13 +1,14 @@
 """Which names hold secrets, and copies of JSON-like values without them.
 
-Only names decide. No later stage sees the value behind a secret name: it becomes `events.Redacted`, which the
-codec writes as ``{"$redacted": true}``.
+No later stage sees the value behind a secret name. It becomes `events.Redacted` or `events.Hashed`, which the
+codec writes as ``{"$redacted": true}`` and ``{"$redacted": "hmac-sha256:..."}``, or the field goes.
 """
 
 from __future__ import annotations
 
 import enum
 import fnmatch
+import hmac
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -16,12 +17,16 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from otel_activity.events import Redacted
+from otel_activity.codec import encode, text_of
+from otel_activity.events import Hashed, Redacted
+from otel_activity.semconv import RedactionMode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["DEFAULT_NAMES", "DEFAULT_WHOLE_NAMES", "METADATA_WORDS", "Redactor"]
+    from otel_activity.settings import Settings
+
+__all__ = ["DEFAULT_NAMES", "DEFAULT_WHOLE_NAMES", "METADATA_WORDS", "Redactor", "split_mode"]
 
 DEFAULT_NAMES: Final[tuple[str, ...]] = (
     *("password", "passwords", "passwd", "pwd", "passphrase", "passcode"),
@@ -72,6 +77,11 @@ _WORD = re.compile(r"[^\W\d_]+|\d+")
 _NOT_IN_PATTERN = re.compile(r"[^\w*?]+|_+")
 
 REDACTED: Final = Redacted()
+HASH_PREFIX: Final = "hmac-sha256:"
+MASKED_TEXT: Final = "[redacted]"
+"""What stands for a value that is not hashed where only text can stand: in an entity id, in a URL."""
+_WHOLE: Final = 1 << 26
+"""Characters or bytes of a value that is to be hashed; what is longer is hashed by its SHA-256."""
 
 _Words = tuple[str, ...]
 
@@ -83,46 +93,115 @@ class Redactor:
         names: further secret names. A plain name matches like the built-in ones, as whole words anywhere in
             a name: ``email`` matches ``user_email`` and ``userEmail``, not ``emailed``. One with ``*`` or
             ``?`` is a pattern for the whole name, its words joined by ``_``: ``internal_*``.
+            Each may end with ``=mask``, ``=hash`` or ``=drop``. They beat the built-in names; where several
+            match, the strictest mode wins: drop, then mask, then hash.
         defaults: whether the built-in names apply, too.
+        mode: what becomes of secret values whose name does not say it.
+        key: of the keyed hash. Without one, what is to be hashed is masked.
+
+    Raises:
+        ValueError: an unknown mode.
     """
 
-    def __init__(self, names: Iterable[str] = (), *, defaults: bool = True) -> None:
-        names = tuple(names)
+    def __init__(
+        self,
+        names: Iterable[str] = (),
+        *,
+        defaults: bool = True,
+        mode: RedactionMode | str = RedactionMode.MASK,
+        key: str | None = None,
+    ) -> None:
+        self.default_mode: Final = RedactionMode(mode)
+        self._key = None if key is None else key.encode("utf-8", "surrogatepass")
         self._defaults = _DEFAULTS if defaults else None
-        self._names = _Phrases(name for name in names if not _is_pattern(name))
-        self._patterns = [re.compile(_translate(name)) for name in names if _is_pattern(name)]
-        self._known: dict[str, bool] = {}
+        wanted = [split_mode(name) for name in names]
+        self._names = [
+            (mode, _Names([name for name, of in wanted if (of or self.default_mode) is mode]))
+            for mode in (RedactionMode.DROP, RedactionMode.MASK, RedactionMode.HASH)
+        ]
+        self._known: dict[str, RedactionMode | None] = {}
+
+    @classmethod
+    def configured(cls, settings: Settings) -> Redactor:
+        """As the settings say."""
+        return cls(settings.redact, mode=settings.redact_mode, key=settings.redact_key)
+
+    @property
+    def hashes(self) -> bool:
+        """Whether there is a key to hash with."""
+        return self._key is not None
 
     def is_secret(self, name: object) -> bool:
-        """Whether a column or key of this name holds a secret. Never raises; remembers its answers.
+        """Whether a column or key of this name holds a secret. Never raises."""
+        return self.mode_of(name) is not None
+
+    def mode_of(self, name: object) -> RedactionMode | None:
+        """What is done to the value of a column or key of this name; None when it is no secret. Never raises.
 
         Case, ``_``, ``-``, other punctuation and camelCase make no difference. What is not a text is no name.
+        Remembers its answers.
         """
         if type(name) is not str:
             if not isinstance(name, str):
-                return False
+                return None
             name = str.__str__(name)
-        known = self._known.get(name)
-        if known is None:
-            known = self._decide(name[:_NAME_LENGTH])
-            if len(self._known) >= _CACHE_SIZE:
-                self._known.clear()  # keys of JSON may be data: bound what is remembered
-            if len(name) <= _NAME_LENGTH:
-                self._known[name] = known
-        return known
+        try:
+            return self._known[name]
+        except KeyError:
+            mode = self._decide(name[:_NAME_LENGTH])
+        if len(self._known) >= _CACHE_SIZE:
+            self._known.clear()  # keys of JSON may be data: bound what is remembered
+        if len(name) <= _NAME_LENGTH:
+            self._known[name] = mode
+        return mode
 
-    def _decide(self, name: str) -> bool:
+    def _decide(self, name: str) -> RedactionMode | None:
         split, unsplit = _spellings(name)
-        if self._names.within(split) or self._names.within(unsplit):
-            return True
+        for mode, names in self._names:
+            if names.match(name, split, unsplit):
+                return mode
         if self._defaults and split and split[-1] not in METADATA_WORDS:
             for words in (split, unsplit):
                 if self._defaults.within(words) or _is_default_word(words):
-                    return True
-        return any(pattern.match(form) for pattern in self._patterns for form in _pattern_forms(name))
+                    return self.default_mode
+        return None
+
+    def hide(self, value: Any, mode: RedactionMode) -> Any:
+        """What stands in place of a secret value. Never raises.
+
+        Args:
+            value: anything. None is no secret when it is to be hashed: null means null.
+            mode: a value that is to be dropped is masked where something must stand.
+        """
+        if mode is not RedactionMode.HASH or self._key is None:
+            return REDACTED
+        if value is None:
+            return None
+        try:
+            text = value if type(value) is str else text_of(value, _WHOLE)
+            digest = hmac.digest(self._key, text.encode("utf-8", "surrogatepass"), "sha256")
+        except Exception:  # noqa: BLE001 - what cannot be hashed is hidden all the same
+            return REDACTED
+        return Hashed(HASH_PREFIX + digest.hex())
+
+    def hide_in_text(self, value: Any, mode: RedactionMode) -> str:
+        """As `hide`, where only text can stand."""
+        hidden = self.hide(value, mode)
+        return hidden.digest if type(hidden) is Hashed else MASKED_TEXT
+
+    def encoded(self, name: str, value: Any, limit: int) -> tuple[bool, Any]:
+        """A value under its name, as `codec.encode` gives it, without secrets.
+
+        Returns:
+            Whether the field appears at all, and what is its value.
+        """
+        mode = self.mode_of(name)
+        if mode is None:
+            return True, encode(self.clean(value), limit)
+        return mode is not RedactionMode.DROP, encode(self.hide(value, mode))
 
     def clean(self, value: Any) -> Any:
-        """A copy in which every value under a secret key is `Redacted`, at any depth. Never raises.
+        """A copy in which no value under a secret key is left, at any depth. Never raises.
 
         Args:
             value: dicts and other mappings, lists, tuples and sets are looked into (a named tuple by its
@@ -169,7 +248,11 @@ class Redactor:
             copies[id(value)] = (value, copy)
             pairs = dict.items(value) if issubclass(kind, dict) else value.items()
             for key, item in list(pairs):
-                copy[key] = REDACTED if self._hides(key) else self._clean(item, copies, depth)
+                mode = self._mode_of_key(key)
+                if mode is None:
+                    copy[key] = self._clean(item, copies, depth)
+                elif mode is not RedactionMode.DROP:
+                    copy[key] = self.hide(item, mode)
             return copy
         if issubclass(kind, tuple):
             copy = self._clean_tuple(value, kind, copies, depth)
@@ -186,23 +269,51 @@ class Redactor:
             return tuple([self._clean(item, copies, depth) for item in items])
         return tuple(
             [
-                REDACTED if self._hides(name) else self._clean(item, copies, depth)
-                for name, item in zip(names, items, strict=True)
+                self._clean(item, copies, depth) if mode is None else self.hide(item, mode)
+                for mode, item in zip(map(self._mode_of_key, names), items, strict=True)
             ]
         )
 
-    def _hides(self, key: Any) -> bool:
+    def _mode_of_key(self, key: Any) -> RedactionMode | None:
         if isinstance(key, enum.Enum):
             key = key._value_
         if isinstance(key, bytes):
             key = bytes(key[:_NAME_LENGTH]).decode("utf-8", "replace")
-        return isinstance(key, str) and self.is_secret(key)
+        return self.mode_of(key)
 
 
 _PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes, Decimal, datetime, date, UUID})
 _NESTED: Final = (dict, list, tuple, set, frozenset, Mapping)
 _Copies = dict[int, tuple[Any, Any]]
 """By id: the original, kept alive because its id must not be given to another object, and its copy."""
+
+
+def split_mode(name: str) -> tuple[str, RedactionMode | None]:
+    """``email=hash`` as name and mode; None when it names no mode.
+
+    Raises:
+        ValueError: an unknown mode, or no name.
+    """
+    found, mark, mode = name.partition("=")
+    found = found.strip()
+    if not found:
+        raise ValueError(f"{name!r} names nothing")
+    return found, RedactionMode(mode.strip().lower()) if mark else None
+
+
+class _Names:
+    """Names that the user gives: whole words, and patterns."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._phrases = _Phrases(name for name in names if not _is_pattern(name))
+        self._patterns = [re.compile(_translate(name)) for name in names if _is_pattern(name)]
+
+    def match(self, name: str, split: _Words, unsplit: _Words) -> bool:
+        if self._phrases.within(split) or self._phrases.within(unsplit):
+            return True
+        return bool(self._patterns) and any(
+            pattern.match(form) for pattern in self._patterns for form in _pattern_forms(name)
+        )
 
 
 class _Phrases:

@@ -6,6 +6,7 @@ Names without the prefix ``activity.`` are the OpenTelemetry semantic convention
 
 from __future__ import annotations
 
+import enum
 from typing import Final
 
 SCOPE_NAME: Final = "otel_activity"
@@ -84,4 +85,15 @@ SEQUENCE: Final = "activity.sequence"
 
 # value
 REDACTED_TAG: Final = "$redacted"
-"""Key of the object ``{"$redacted": true}`` that stands for a redacted value."""
+"""Key of the object that stands for a redacted value: ``{"$redacted": true}``, or a hash in place of true."""
+
+
+class RedactionMode(enum.StrEnum):
+    """What becomes of a secret value."""
+
+    MASK = "mask"
+    """A mark stands in its place, the same for every value."""
+    HASH = "hash"
+    """Its keyed hash stands in its place: equal values stay comparable."""
+    DROP = "drop"
+    """The field does not appear at all."""

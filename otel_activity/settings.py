@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from otel_activity.errors import ConfigurationError
+from otel_activity.semconv import RedactionMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ EXPORTERS: Final = ("postgres", "otlp", "console", "none")
 STARTUP_MODES: Final = ("check", "warn", "require")
 _DSN_FIX: Final = "use postgresql://user:password@host:5432/database"
 LOGGER_PROVIDERS: Final = ("own", "global")
+_KEY_LENGTH: Final = 16
 
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CONNINFO = re.compile(r"\s*\w+\s*=")
@@ -108,6 +110,29 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in (part.strip() for part in text.split(",")) if word)
 
 
+def _redactions(text: str) -> tuple[str, ...]:
+    words = _words(text)
+    for word in words:
+        name, mark, mode = word.partition("=")
+        if not name.strip():
+            raise ValueError(f"{word!r} names nothing; use for example email=hash,ssn=drop,phone")
+        if mark and mode.strip().lower() not in tuple(RedactionMode):
+            hint = _did_you_mean(mode.strip().lower(), tuple(RedactionMode))
+            raise ValueError(
+                f"{word!r} asks for an unknown mode; {hint}use one of {', '.join(RedactionMode)}"
+            )
+    return words
+
+
+def _key(text: str) -> str:
+    if len(text.strip()) < _KEY_LENGTH:
+        raise ValueError(
+            f"shorter than {_KEY_LENGTH} characters, which can be guessed; use for example the output of "
+            "`openssl rand -hex 32`"
+        )
+    return text.strip()
+
+
 def _exporters(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.lower() for name in _words(text)))
     for name in names:
@@ -184,6 +209,12 @@ class Field:
     help: str
     secret: bool = False
 
+    def shown(self, text: str) -> str:
+        """A text given for it, for messages and logs: secrets masked."""
+        if self.name == "redact_key":
+            return "***"
+        return mask_dsn(text) if self.secret else text
+
 
 FIELDS: Final[tuple[Field, ...]] = (
     Field("disabled", "OTEL_ACTIVITY_DISABLED", _boolean, "Switch auditing off; nothing else does."),
@@ -238,8 +269,22 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field(
         "redact",
         "OTEL_ACTIVITY_REDACT",
-        _words,
-        "Names of columns and JSON keys to redact, besides the built-in ones.",
+        _redactions,
+        "Names of columns and JSON keys to redact, besides the built-in ones; "
+        "each may say how: email=hash,ssn=drop,phone.",
+    ),
+    Field(
+        "redact_mode",
+        "OTEL_ACTIVITY_REDACT_MODE",
+        _choice(*RedactionMode),
+        "What becomes of secrets whose name does not say it: mask, hash (needs a key) or drop.",
+    ),
+    Field(
+        "redact_key",
+        "OTEL_ACTIVITY_REDACT_KEY",
+        _key,
+        "Key of the hash that replaces secrets; keep it as secret as they are, and the same in all services.",
+        secret=True,
     ),
     Field(
         "actor_resolver",
@@ -313,6 +358,8 @@ class Settings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     redact: tuple[str, ...] = ()
+    redact_mode: str = "mask"
+    redact_key: str | None = field(default=None, repr=False)
     actor_resolver: str | None = None
     trusted_proxies: tuple[str, ...] = ()
     fetch_before: bool = False
@@ -369,6 +416,8 @@ class Settings:
             shown["postgres_dsn"] = mask_dsn(self.postgres_dsn)
         if self.otlp_endpoint:
             shown["otlp_endpoint"] = mask_dsn(self.otlp_endpoint)
+        if self.redact_key:
+            shown["redact_key"] = "***"
         return shown
 
     def _chosen_exporters(self, interactive: bool) -> tuple[str, ...]:
@@ -396,6 +445,7 @@ class Settings:
                 )
             # A small queue alone is no mistake: the default batch follows it.
             object.__setattr__(self, "max_export_batch_size", self.max_queue_size)
+        self._check_hashing()
         if "postgres" in self.exporters and not self.postgres_dsn:
             raise ConfigurationError(
                 "OTEL_ACTIVITY_EXPORTERS",
@@ -404,13 +454,26 @@ class Settings:
                 "set OTEL_ACTIVITY_POSTGRES_DSN=postgresql://user:password@host:5432/database",
             )
 
+    def _check_hashing(self) -> None:
+        if self.redact_key:
+            return
+        asked = [word for word in self.redact if word.partition("=")[2].strip().lower() == RedactionMode.HASH]
+        if asked or self.redact_mode == RedactionMode.HASH:
+            raise ConfigurationError(
+                "OTEL_ACTIVITY_REDACT" if asked else "OTEL_ACTIVITY_REDACT_MODE",
+                ",".join(asked) if asked else self.redact_mode,
+                "a hash needs a key",
+                "set OTEL_ACTIVITY_REDACT_KEY, for example to the output of `openssl rand -hex 32`",
+            )
+
 
 def _parse(spec: Field, label: str, text: str) -> Any:
     try:
         return spec.parse(text)
     except ValueError as error:
         problem, _, fix = str(error).partition("; ")
-        shown = mask_dsn(text)  # whatever the setting: a DSN may have been put into the wrong one
+        # Whatever the setting: a DSN may have been put into the wrong one.
+        shown = mask_dsn(spec.shown(text))
         raise ConfigurationError(label, shown, problem, fix) from None
 
 

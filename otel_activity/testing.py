@@ -69,8 +69,8 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
     captured by both.
 
     Args:
-        **settings: `include`, `exclude`, `redact`, `fetch_before`, `value_length_limit`, `actor_resolver` or
-            `trusted_proxies` of `Settings`.
+        **settings: `include`, `exclude`, `redact`, `redact_mode`, `redact_key`, `fetch_before`,
+            `value_length_limit`, `actor_resolver` or `trusted_proxies` of `Settings`.
 
     Raises:
         ConfigurationError: a setting is unknown or wrong.
@@ -85,7 +85,7 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
     recorder = Recorder()
     capture = SQLAlchemyCapture(
         recorder,
-        redactor=Redactor(resolved.redact),
+        redactor=Redactor.configured(resolved),
         include=resolved.include,
         exclude=resolved.exclude,
         fetch_before=resolved.fetch_before,

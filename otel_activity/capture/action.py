@@ -14,9 +14,9 @@ from opentelemetry import trace
 from sqlalchemy.engine import Connection
 
 from otel_activity import semconv
-from otel_activity.capture.change import entity_id
 from otel_activity.capture.guard import internal_error
-from otel_activity.codec import REDACTED, encode
+from otel_activity.capture.plan import entity_id
+from otel_activity.codec import encode
 from otel_activity.context import UNKNOWN_ACTOR, current_context
 from otel_activity.events import Commit, Event, Severity
 
@@ -205,10 +205,9 @@ class ActionRecorder:
         for name, value in list(attributes.items())[:_MAX_ATTRIBUTES]:
             if value is None:
                 continue
-            secret = self._redactor.is_secret(name)
-            extra[_text(name, _NAME_LENGTH)] = (
-                REDACTED if secret else encode(self._redactor.clean(value), self._limit)
-            )
+            appears, encoded = self._redactor.encoded(name, value, self._limit)
+            if appears:
+                extra[_text(name, _NAME_LENGTH)] = encoded
         return extra
 
 

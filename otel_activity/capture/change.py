@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import uuid_utils
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from otel_activity import semconv
 from otel_activity.capture.plan import MISSING, Copied, Encoded
-from otel_activity.codec import ATOMIC, encode
+from otel_activity.codec import ATOMIC
 from otel_activity.context import UNKNOWN_ACTOR, current_context
 from otel_activity.events import Commit, Event, packed
 
@@ -83,7 +82,7 @@ class Change:
         """Encode; see `otel_activity.events.Entry`."""
         plan = self.plan
         attributes = plan.attributes_of(self.kind, unit, commit).copy()
-        attributes[semconv.ENTITY_ID] = entity_id(self.identity)
+        attributes[semconv.ENTITY_ID] = plan.entity_id(self.identity)
         attributes[semconv.CHANGES] = packed(self._changes())
         attributes[semconv.CAPTURE] = "partial" if self.partial else "full"
         attributes.update(UNKNOWN_ACTOR if self.attributes is None else self.attributes)
@@ -153,28 +152,3 @@ class Row(Change):
         self.before, self.after = ({}, side) if self.kind is CREATED else (side, {})
         self.partial = partial
         return super().to_event(unit, commit)
-
-
-def entity_id(identity: tuple[Any, ...]) -> str:
-    """The primary key as text: the value itself, or a JSON array for a composite key."""
-    if len(identity) == 1:
-        value = identity[0]
-        if type(value) is int:
-            return str(value)
-        return _text(value)
-    return msgspec.json.encode([_key_part(part) for part in identity]).decode()
-
-
-def _key_part(value: Any) -> Any:
-    return value if type(value) in (int, bool) or value is None else _text(value)
-
-
-def _text(value: Any) -> str:
-    encoded = encode(value)
-    if isinstance(encoded, str):
-        return encoded
-    if isinstance(encoded, dict) and len(encoded) == 1:
-        (inner,) = encoded.values()
-        if isinstance(inner, str):
-            return inner
-    return msgspec.json.encode(encoded).decode()

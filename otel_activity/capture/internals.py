@@ -86,7 +86,7 @@ class InternalHooks:
         return _run_crud
 
     def _secondary_rows(self, dependency: Any, uow: Any, insert: Any, update: Any, delete: Any) -> None:
-        plan = self._planner.secondary(dependency.secondary)
+        plan = self._planner.secondary(dependency.secondary, dependency.mapper)
         if plan is None:
             return
         connection = uow.transaction.connection(dependency.mapper)

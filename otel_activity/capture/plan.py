@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import enum
 import fnmatch
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from sqlalchemy import ClauseElement, Column, LargeBinary, Table, TypeDecorator
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 from otel_activity import semconv
-from otel_activity.codec import ATOMIC, encode
+from otel_activity.capture.rules import RulesMaker
+from otel_activity.codec import ATOMIC, encode, text_of
 from otel_activity.events import Redacted
+from otel_activity.semconv import RedactionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from sqlalchemy.orm import Mapper
 
+    from otel_activity.capture.rules import Redacts, Rules
     from otel_activity.events import Commit, Unit
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "Plan",
     "Planner",
     "TablePlan",
+    "entity_id",
     "is_expression",
 ]
 
@@ -102,15 +107,10 @@ def _copied(value: Any, depth: int) -> Any:
     raise _Odd
 
 
-class _Redacts(Protocol):
-    def is_secret(self, name: str) -> bool: ...
-    def clean(self, value: Any) -> Any: ...
-
-
 class ColumnPlan:
     """One column of an entity."""
 
-    __slots__ = ("at_once", "column", "is_equal", "key", "name", "null_if_missing", "plan", "secret")
+    __slots__ = ("at_once", "column", "is_equal", "key", "mode", "name", "null_if_missing", "plan")
 
     def __init__(self, plan: TablePlan, key: str, name: str, column: Column[Any], is_equal: Any) -> None:
         self.plan = plan
@@ -118,8 +118,8 @@ class ColumnPlan:
         self.name = name
         self.column = column
         self.is_equal = is_equal
-        self.secret = plan.redacts(column, key)
-        self.at_once = self.secret or _may_change(column.type)
+        self.mode = plan.rules.mode(column, key)
+        self.at_once = self.mode is not None or _may_change(column.type)
         # SQLAlchemy inserts NULL for an attribute that was never set, unless something else provides it.
         self.null_if_missing = (
             column.default is None
@@ -131,8 +131,9 @@ class ColumnPlan:
 
     def snapshot(self, value: Any) -> Any:
         """A value that stays as it is now: the same object if it cannot change, else encoded."""
-        if self.secret and value is not None:
-            return _REDACTED
+        if self.mode is not None and value is not None:
+            unknown = isinstance(value, LoaderCallableStatus) or is_expression(value)
+            return _REDACTED if unknown else self.plan.redactor.hide(value, self.mode)
         kind = type(value)
         if kind in ATOMIC:
             return value
@@ -151,15 +152,26 @@ class ColumnPlan:
 class TablePlan:
     """What every entity of one table has in common."""
 
-    __slots__ = ("_attributes", "collection", "entity_type", "limit", "redactor", "schema")
+    __slots__ = (
+        "_attributes",
+        "_hidden",
+        "collection",
+        "entity_type",
+        "limit",
+        "redactor",
+        "rules",
+        "schema",
+    )
 
-    def __init__(self, entity_type: str, table: Table, redactor: _Redacts, limit: int) -> None:
+    def __init__(self, entity_type: str, table: Table, rules: Rules, redactor: Redacts, limit: int) -> None:
         self.entity_type = entity_type
         # SQLAlchemy's quoted_name is a subclass of str, which no encoder knows.
         self.collection = str(table.name)
         self.schema = None if table.schema is None else str(table.schema)
         self.redactor = redactor
+        self.rules = rules
         self.limit = limit
+        self._hidden: tuple[RedactionMode | None, ...] | None = None
         self._attributes: tuple[Any, Any, dict[str, Any]] = (None, None, {})
 
     def attributes_of(self, kind: tuple[str, str, str], unit: Unit, commit: Commit) -> dict[str, Any]:
@@ -185,11 +197,23 @@ class TablePlan:
         self._attributes = (unit.transaction_id, kind, attributes)  # not the unit, which may be large
         return attributes
 
-    def redacts(self, column: Column[Any], key: str) -> bool:
-        wish = _wish(column)
-        if "redact" in wish:
-            return bool(wish["redact"])
-        return self.redactor.is_secret(column.name) or self.redactor.is_secret(key)
+    def hide_key(self, columns: Iterable[tuple[Any, str]]) -> None:
+        """Note which parts of the primary key are secret. A hash, if there is a key for it, tells entities
+        apart where a mask could not."""
+        modes = [self.rules.mode(column, key) for column, key in columns]
+        if any(modes):
+            self._hidden = tuple(RedactionMode.HASH if mode is RedactionMode.MASK else mode for mode in modes)
+
+    def entity_id(self, identity: tuple[Any, ...]) -> str:
+        """The primary key as text: the value itself, or a JSON array for a composite key."""
+        if self._hidden is None:
+            return entity_id(identity)
+        return entity_id(
+            tuple(
+                part if mode is None or part is None else self.redactor.hide_in_text(part, mode)
+                for part, mode in zip(identity, self._hidden, strict=True)
+            )
+        )
 
     def plain(self, value: Any) -> Any:
         """What the event says of a captured value: plain JSON."""
@@ -210,16 +234,17 @@ class Plan(TablePlan):
 
     __slots__ = ("at_once", "by_key", "columns", "defaults", "mapper", "pk", "watched")
 
-    def __init__(self, mapper: Mapper[Any], redactor: _Redacts, limit: int) -> None:
+    def __init__(self, mapper: Mapper[Any], rules: Rules, redactor: Redacts, limit: int) -> None:
         # A class may be mapped to a join of tables, which has no name.
         local = mapper.local_table
         table = local if isinstance(local, Table) else next(t for t in mapper.tables if isinstance(t, Table))
-        super().__init__(mapper.class_.__name__, table, redactor, limit)
+        super().__init__(mapper.class_.__name__, table, rules, redactor, limit)
         self.mapper = mapper
         columns = list(self._columns(mapper))
         self.columns: tuple[ColumnPlan, ...] = tuple(columns)
         self.by_key = {column.key: column for column in columns}
         self.pk = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
+        self.hide_key(zip(mapper.primary_key, self.pk, strict=True))
         # For the snapshot of an inserted row: what an attribute that is not there stands for, and which
         # columns cannot wait to be encoded.
         self.defaults = tuple((column.key, None if column.null_if_missing else MISSING) for column in columns)
@@ -237,7 +262,9 @@ class Plan(TablePlan):
         names: set[str] = set()
         for prop in mapper.column_attrs:
             column = prop.columns[0]
-            if not isinstance(column, Column) or column.table is None or not _wanted(column):
+            if not isinstance(column, Column) or column.table is None:
+                continue
+            if not self.rules.wanted(column, prop.key):
                 continue
             name = str(column.name if column.name not in names else prop.key)
             names.add(name)
@@ -256,14 +283,16 @@ def _may_change(kind: Any) -> bool:
     return python_type not in ATOMIC and not issubclass(python_type, enum.Enum)
 
 
-def _wish(column: Any) -> Mapping[str, Any]:
-    """``Column(info={"activity": {"redact": True}})`` or ``{"exclude": True}``."""
-    wish = column.info.get("activity", {})
-    return wish if isinstance(wish, dict) else {"exclude": wish is False}
+def entity_id(identity: tuple[Any, ...]) -> str:
+    """A primary key as text: the value itself, or a JSON array for a composite key."""
+    if len(identity) == 1:
+        value = identity[0]
+        return str(value) if type(value) is int else text_of(value)
+    return msgspec.json.encode([_key_part(part) for part in identity]).decode()
 
 
-def _wanted(column: Any) -> bool:
-    return not _wish(column).get("exclude", False)
+def _key_part(value: Any) -> Any:
+    return value if type(value) in (int, bool) or value is None else text_of(value)
 
 
 class Planner:
@@ -272,12 +301,13 @@ class Planner:
     def __init__(
         self,
         *,
-        redactor: _Redacts,
+        redactor: Redacts,
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
         limit: int = 65_536,
     ) -> None:
         self._redactor = redactor
+        self._rules = RulesMaker(redactor)
         self._include = include
         self._exclude = exclude
         self._limit = limit
@@ -289,15 +319,21 @@ class Planner:
         try:
             return self.plans[mapper]
         except KeyError:
-            plan = Plan(mapper, self._redactor, self._limit) if self._audited(mapper.tables) else None
+            plan = None
+            if self._audited(mapper.tables):
+                plan = Plan(mapper, self._rules.of_mapper(mapper), self._redactor, self._limit)
             self.plans[mapper] = plan
             return plan
 
-    def secondary(self, table: Table) -> SecondaryPlan | None:
+    def secondary(self, table: Table, mapper: Mapper[Any]) -> SecondaryPlan | None:
+        """The plan of a relationship's secondary table; `mapper` is at one of its ends."""
         try:
             return self._tables[table]
         except KeyError:
-            plan = SecondaryPlan(table, self._redactor, self._limit) if self._audited([table]) else None
+            plan = None
+            if self._audited([table]):
+                rules = self._rules.of_table(table, mapper.registry)
+                plan = SecondaryPlan(table, rules, self._redactor, self._limit)
             self._tables[table] = plan
             return plan
 
@@ -319,12 +355,13 @@ class SecondaryPlan(TablePlan):
 
     __slots__ = ("by_key", "pk")
 
-    def __init__(self, table: Table, redactor: _Redacts, limit: int) -> None:
-        super().__init__(str(table.name), table, redactor, limit)
+    def __init__(self, table: Table, rules: Rules, redactor: Redacts, limit: int) -> None:
+        super().__init__(str(table.name), table, rules, redactor, limit)
         self.by_key = {
             column.key: ColumnPlan(self, column.key, str(column.name), column, None)
             for column in table.columns
-            if _wanted(column)
+            if rules.wanted(column, column.key)
         }
         keys = list(table.primary_key.columns) or [column for column in table.columns if column.foreign_keys]
         self.pk = tuple(column.key for column in keys)
+        self.hide_key((column, column.key) for column in keys)

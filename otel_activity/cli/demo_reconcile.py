@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_activity.codec import decode, display
 from otel_activity.codec.kinds import EnumValue, Replaced, Rest, Truncated
-from otel_activity.events import Redacted
+from otel_activity.events import Hashed, Redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -188,7 +188,7 @@ def _explain(result: Reconciliation, kind: str, what: ChangedRow | EntityEvent, 
 
 def _agrees(value: Any, truth: Any, kind: str) -> bool:
     """Whether a decoded value of an event is the JSON value that PostgreSQL made of the column."""
-    if isinstance(value, (Redacted, Truncated, Replaced, Rest)):
+    if isinstance(value, (Redacted, Hashed, Truncated, Replaced, Rest)):
         return True  # marked as not being the value
     if isinstance(value, EnumValue):
         return bool(truth == value.name)
@@ -204,7 +204,7 @@ def _agrees(value: Any, truth: Any, kind: str) -> bool:
 
 
 def _equal_json(value: Any, truth: Any) -> bool:
-    if isinstance(value, (Redacted, Truncated, Replaced, Rest)):
+    if isinstance(value, (Redacted, Hashed, Truncated, Replaced, Rest)):
         return True
     if isinstance(value, dict):
         if not isinstance(truth, dict) or value.keys() != truth.keys():

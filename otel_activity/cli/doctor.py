@@ -13,7 +13,7 @@ from otel_activity.cli.app import EXIT_FAILED
 from otel_activity.cli.checks import Check, Level, environment_checks
 from otel_activity.cli.options import json_option, unchecked_store_options
 from otel_activity.cli.render import json_line, output_width, printable, say
-from otel_activity.settings import FIELDS, Settings, mask_dsn
+from otel_activity.settings import FIELDS, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +106,7 @@ def _write_settings(as_json: bool) -> None:
         given = os.environ.get(field.variable, "").strip() or None
         row: dict[str, Any] = {
             "variable": field.variable,
-            "value": mask_dsn(given) if given and field.secret else given,
+            "value": field.shown(given) if given else given,
             "default": getattr(defaults, field.name),
             "help": field.help,
         }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from otel_activity.errors import ConfigurationError
-from otel_activity.settings import FIELDS, mask_dsn
+from otel_activity.settings import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,8 +116,7 @@ def _checked(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     try:
         return str(setting.parse(value))
     except ValueError as error:
-        shown = mask_dsn(value) if setting.secret else value
-        raise click.BadParameter(f"{shown!r}: {error}", ctx, param) from None
+        raise click.BadParameter(f"{setting.shown(value)!r}: {error}", ctx, param) from None
 
 
 def store_options(command: F) -> F:

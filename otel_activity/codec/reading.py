@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_activity.codec.kinds import EnumValue, MultirangeValue, RangeValue, Replaced, Rest, Truncated
-from otel_activity.events import Redacted
+from otel_activity.events import Hashed, Redacted
 from otel_activity.semconv import REDACTED_TAG
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def decode(encoded: Any) -> Any:
 
     Returns:
         An equal value of the same type, or of its base class for a subclass; `bytes` for `bytearray` and
-        `memoryview`; the classes of `otel_activity.codec.kinds` for enums, ranges and marks; `Redacted()`.
+        `memoryview`; the classes of `otel_activity.codec.kinds` for enums, ranges and marks; `Redacted()` or
+        `Hashed`.
         An object that is no tag of ours, or a damaged one, comes back as it is.
     """
     kind = type(encoded)
@@ -107,6 +108,12 @@ def _to_dict(payload: list[Any]) -> Any:
         return tuple(pairs)
 
 
+def _to_redacted(payload: Any) -> Any:
+    if payload is True:
+        return Redacted()
+    return Hashed(payload) if isinstance(payload, str) else {REDACTED_TAG: payload}
+
+
 _DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$str": _unescape,
     "$int": _to_int,
@@ -134,7 +141,7 @@ _DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$truncated": lambda payload: Truncated(**payload),
     "$replaced": lambda payload: Replaced(**payload),
     "$rest": Rest,
-    REDACTED_TAG: lambda payload: Redacted() if payload is True else {REDACTED_TAG: payload},
+    REDACTED_TAG: _to_redacted,
 }
 
 
@@ -143,6 +150,7 @@ _DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
 _SHOWN_ITEMS: Final = 10
 _SHOWN_DEPTH: Final = 4
 _SHOWN_HEAD: Final = 40
+_SHOWN_HASH: Final = 12
 
 
 def display(encoded: Any) -> str:
@@ -238,6 +246,13 @@ def _show_truncated(payload: Any, depth: int) -> str:
     return f"{_printable(payload['head'][:_SHOWN_HEAD])}... ({_size(payload['length'])})"
 
 
+def _show_redacted(payload: Any, depth: int) -> str:
+    """The beginning of a hash is enough to tell two values apart."""
+    if payload is True:
+        return "[redacted]"
+    return f"[redacted, hash {_printable(payload.rpartition(':')[2][:_SHOWN_HASH])}]"
+
+
 def _size(length: int) -> str:
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if length >= unit:
@@ -264,5 +279,5 @@ _SHOWERS: Final[dict[str, Callable[[Any, int], str]]] = {
     "$truncated": _show_truncated,
     "$replaced": lambda payload, depth: _printable(f"[{payload['type']}: {payload['reason']}]"),
     "$rest": lambda payload, depth: f"... and {payload:d} more",
-    REDACTED_TAG: lambda payload, depth: "[redacted]",
+    REDACTED_TAG: _show_redacted,
 }

@@ -20,15 +20,17 @@ from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from otel_activity.codec.kinds import RangeValue
 from otel_activity.codec.reading import decode, display
-from otel_activity.events import Redacted
+from otel_activity.events import Hashed, Redacted
 from otel_activity.semconv import REDACTED_TAG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["ATOMIC", "REDACTED", "decode", "display", "encode"]
+__all__ = ["ATOMIC", "REDACTED", "decode", "display", "encode", "text_of"]
 
 REDACTED: Final[dict[str, Any]] = {REDACTED_TAG: True}
 """The mark of a redacted value, encoded. One shared object: never change it."""
@@ -156,6 +158,18 @@ def _charge(encoded: Any, state: _State) -> Any:
     return encoded
 
 
+def text_of(value: Any, limit: int = 65_536) -> str:
+    """A value as text, as entity ids show it: text as it is, a number or UUID as it is written, else JSON."""
+    encoded = encode(value, limit)
+    if isinstance(encoded, str):
+        return encoded
+    if isinstance(encoded, dict) and len(encoded) == 1:
+        (inner,) = encoded.values()
+        if isinstance(inner, str):
+            return inner
+    return msgspec.json.encode(encoded).decode()
+
+
 # scalars: (value, limit) -> encoded
 
 
@@ -264,6 +278,10 @@ def _base64(data: bytes) -> str:
 
 def _redacted(value: Redacted, limit: int) -> Any:
     return REDACTED
+
+
+def _hashed(value: Hashed, limit: int) -> Any:
+    return {REDACTED_TAG: value.digest}
 
 
 def _long_text(name: str, text: str, limit: int) -> Any:
@@ -477,6 +495,7 @@ _SCALARS: Final[dict[type, Callable[[Any, int], Any]]] = {
     ipaddress.IPv4Network: _network,
     ipaddress.IPv6Network: _network,
     Redacted: _redacted,
+    Hashed: _hashed,
 }
 _CONTAINERS: Final[dict[type, Callable[[Any, _State, int], Any]]] = {
     dict: _container(_OBJECT, _dict),

@@ -12,7 +12,8 @@ from sqlalchemy import CheckConstraint, Engine, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from otel_activity import semconv
-from otel_activity.events import Commit, Event, Unit
+from otel_activity.events import Commit, Event, Redacted, Unit
+from otel_activity.semconv import RedactionMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +52,17 @@ class Note(Base):
 class Open:
     """A redactor that hides nothing."""
 
-    def is_secret(self, name: str) -> bool:
-        return False
+    default_mode = RedactionMode.MASK
+    hashes = False
+
+    def mode_of(self, name: str) -> RedactionMode | None:
+        return None
+
+    def hide(self, value: Any, mode: RedactionMode) -> Any:
+        return Redacted()
+
+    def hide_in_text(self, value: Any, mode: RedactionMode) -> str:
+        return "[redacted]"
 
     def clean(self, value: Any) -> Any:
         return value

@@ -102,7 +102,7 @@ class Secretive(Open):
     def clean(self, value: Any) -> Never:
         raise RuntimeError("redactor is broken")
 
-    def is_secret(self, name: str) -> Never:
+    def mode_of(self, name: str) -> Never:
         raise RuntimeError("redactor is broken")
 
 
