@@ -28,6 +28,7 @@ EXPORTERS: Final = ("postgres", "otlp", "console", "none")
 STARTUP_MODES: Final = ("check", "warn", "require")
 _DSN_FIX: Final = "use postgresql://user:password@host:5432/database"
 LOGGER_PROVIDERS: Final = ("own", "global")
+REDACTION_MODES: Final = tuple(mode.value for mode in RedactionMode)
 _KEY_LENGTH: Final = 16
 
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -116,10 +117,10 @@ def _redactions(text: str) -> tuple[str, ...]:
         name, mark, mode = word.partition("=")
         if not name.strip():
             raise ValueError(f"{word!r} names nothing; use for example email=hash,ssn=drop,phone")
-        if mark and mode.strip().lower() not in tuple(RedactionMode):
-            hint = _did_you_mean(mode.strip().lower(), tuple(RedactionMode))
+        if mark and mode.strip().lower() not in REDACTION_MODES:
+            hint = _did_you_mean(mode.strip().lower(), REDACTION_MODES)
             raise ValueError(
-                f"{word!r} asks for an unknown mode; {hint}use one of {', '.join(RedactionMode)}"
+                f"{word!r} asks for an unknown mode; {hint}use one of {', '.join(REDACTION_MODES)}"
             )
     return words
 
@@ -276,7 +277,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field(
         "redact_mode",
         "OTEL_ACTIVITY_REDACT_MODE",
-        _choice(*RedactionMode),
+        _choice(*REDACTION_MODES),
         "What becomes of secrets whose name does not say it: mask, hash (needs a key) or drop.",
     ),
     Field(
