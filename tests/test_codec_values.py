@@ -40,7 +40,7 @@ from sqlalchemy.ext.mutable import MutableDict, MutableList
 from otel_activity.codec import ATOMIC, REDACTED, decode, display, encode
 from otel_activity.codec import values as codec
 from otel_activity.codec.kinds import EnumValue, MultirangeValue, RangeValue, Replaced, Rest, Truncated
-from otel_activity.events import Redacted
+from otel_activity.events import Hashed, Redacted
 
 
 class Colour(enum.Enum):
@@ -278,6 +278,7 @@ NAMES = {
     "Range": Range,
     "MultiRange": MultiRange,
     "Redacted": Redacted,
+    "Hashed": Hashed,
 }
 
 
@@ -433,6 +434,7 @@ def test_the_redaction_mark_cannot_be_forged() -> None:
     assert encode(REDACTED) is REDACTED
     assert encode({"a": [Redacted(), REDACTED]}) == {"a": [REDACTED, REDACTED]}
     assert decode(REDACTED) is Redacted()
+    assert decode(encode(Hashed("hmac-sha256:ab"))) == Hashed("hmac-sha256:ab")
     assert decode(encode({"$redacted": True})) == {"$redacted": True}
     assert encode({"$redacted": True}) == {"$map": [["$redacted", True]]}
 
@@ -837,6 +839,7 @@ def test_atomic_types_are_immutable_scalars() -> None:
         (Decimal("1.10"), "1.10"),
         (dt.datetime(2026, 1, 2, 3, 4, tzinfo=dt.UTC), "2026-01-02T03:04:00+00:00"),
         (Redacted(), "[redacted]"),
+        (Hashed("hmac-sha256:0123456789abcdef"), "[redacted, hash 0123456789ab]"),
         (b"hi", "0x6869"),
         (Colour.RED, "Colour.RED"),
         ({"a": [1, "b"], "c": (Decimal(1),)}, '{a: [1, "b"], c: (1)}'),
