@@ -7,7 +7,7 @@ the dialects' methods and the statements (`dialects`, `statements`) only routes;
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import uuid_utils
 
@@ -38,12 +38,16 @@ class Bracket:
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
-        self._open: dict[int, Transaction] = {}
+        self.open: Final[dict[int, Transaction]] = {}
+        """Transactions that have captured something, by ``id()`` of the DBAPI connection. For hooks that run
+        for every row or statement and can afford no call to find out that there is nothing to do."""
+        self._idle: dict[int, Transaction] = {}
         self._prepared: dict[tuple[Any, ...], Unit] = {}
 
     def clear(self) -> None:
         """Forget everything; open transactions end unrecorded."""
-        self._open.clear()
+        self.open.clear()
+        self._idle.clear()
         self._prepared.clear()
 
     after_fork = clear
@@ -55,7 +59,7 @@ class Bracket:
         """The open transaction of an SQLAlchemy `Connection`, opened here if this is its first change."""
         fairy = connection.connection
         raw = fairy.dbapi_connection
-        found = self._open.get(id(raw))
+        found = self.open.get(id(raw))
         if found is not None and (found.anchor() is raw or found.owns(raw)):
             return found
         return self._adopt(raw, connection, fairy)
@@ -64,45 +68,68 @@ class Bracket:
         dialect = connection.dialect
         key = id(raw)
 
-        def gone(_: object) -> None:
-            self._open.pop(key, None)
+        transaction = self._idle.pop(key, None)
+        if transaction is not None and transaction.dialect is dialect and transaction.owns(raw):
+            transaction.reset()
+        else:
 
-        anchor, via = anchor_of(raw, fairy, gone)
-        transaction = Transaction(
-            key,
-            anchor,
-            via,
-            dialect,
-            connection.engine.url.database or "",
-            autocommit=drivers.is_autocommit(dialect, fairy),
-        )
+            def gone(_: object) -> None:
+                self.open.pop(key, None)
+                self._idle.pop(key, None)
+
+            anchor, via = anchor_of(raw, fairy, gone)
+            transaction = Transaction(key, anchor, via, dialect, connection.engine.url.database or "")
+        transaction.autocommit = drivers.is_autocommit(dialect, fairy)
         if transaction.autocommit:
             self.look(transaction)
-        self._open[key] = transaction
+        self.open[key] = transaction
         return transaction
 
     def find(self, connection: Any) -> Transaction | None:
         """The open transaction of a pooled or raw DBAPI connection, if it has captured anything."""
-        if not self._open:
+        if not self.open:
             return None
         raw = getattr(connection, "dbapi_connection", connection)
-        found = self._open.get(id(raw))
+        found = self.open.get(id(raw))
         return found if found is not None and found.owns(raw) else None
 
     def find_for(self, connection: Any) -> Transaction | None:
         """As `find`, for an SQLAlchemy `Connection`."""
-        if not self._open:
+        if not self.open:
             return None
         try:
             raw = connection.connection.dbapi_connection
         except Exception:  # noqa: BLE001 - an invalidated connection has no transaction
             return None
-        found = self._open.get(id(raw))
+        found = self.open.get(id(raw))
         return found if found is not None and found.owns(raw) else None
 
+    def find_running(self, connection: Any) -> Transaction | None:
+        """As `find_for` and `watch` in one frame: asked before every statement there is."""
+        try:
+            raw = connection.connection.dbapi_connection
+            transaction = self.open.get(id(raw))
+            if transaction is None:
+                return None
+            anchor = transaction.anchor()
+            if anchor is not raw and not transaction.owns(raw):
+                return None
+            if (
+                transaction.unit is not None
+                and not transaction.autocommit
+                and drivers.has_ended(anchor if transaction.is_driver else raw)
+            ):
+                self.watch(transaction)
+        except Exception:  # noqa: BLE001 - hooks never raise into the application
+            internal_error("the look before a statement")
+            return None
+        return transaction
+
     def _forget(self, transaction: Transaction) -> Unit | None:
-        if self._open.get(transaction.key) is transaction:
-            del self._open[transaction.key]
+        if self.open.get(transaction.key) is transaction:
+            del self.open[transaction.key]
+            # The connection will be used again: what is known of it need not be found out again.
+            self._idle[transaction.key] = transaction
         return transaction.take()
 
     # --- looking at the server ---------------------------------------------------------------
@@ -123,7 +150,7 @@ class Bracket:
         """Before a statement: entries whose transaction is over belong to nothing that comes now."""
         if transaction.unit is None or transaction.inside or transaction.autocommit:
             return
-        if drivers.has_ended(transaction.driver()):
+        if drivers.has_ended(transaction.anchor() if transaction.is_driver else transaction.driver()):
             held = dict(transaction.held)  # of the flush step whose statement this is
             unit = transaction.take()
             transaction.held.update(held)
@@ -157,7 +184,10 @@ class Bracket:
 
     def _committed(self, unit: Unit) -> None:
         unit.commit = Commit.REPORTED
-        self._deliver(self.delivery.committed, unit)
+        try:
+            self.delivery.committed(unit)
+        except Exception:  # noqa: BLE001 - hooks never raise into the application
+            internal_error("delivery (committed)")
 
     def _aborted(self, unit: Unit) -> None:
         self._deliver(self.delivery.aborted, unit)
@@ -266,7 +296,11 @@ class Bracket:
         if state is drivers.State.FAILED:
             # The server answers COMMIT with ROLLBACK and no error: nothing is committed.
             return self.abort(transaction, send)
-        self._prepare_or_undo(transaction, unit, undo)
+        try:
+            self._prepare(unit)
+        except ActivityError:
+            self._refused(transaction, unit, undo)
+            raise
         result = self._send_prepared(transaction, unit, send)
         if state is drivers.State.ENDED and not untouched:
             self._undecided(unit, _UNSEEN)
@@ -276,18 +310,15 @@ class Bracket:
             self._committed(unit)
         return result
 
-    def _prepare_or_undo(self, transaction: Transaction, unit: Unit, undo: Callable[[], Any] | None) -> None:
-        try:
-            self._prepare(unit)
-        except ActivityError:
-            self._forget(transaction)
-            self._aborted(unit)
-            if undo is not None:
-                try:
-                    undo()
-                except Exception:  # noqa: BLE001 - the refusal is what the application must see
-                    internal_error("rollback after a refused commit")
-            raise
+    def _refused(self, transaction: Transaction, unit: Unit, undo: Callable[[], Any] | None) -> None:
+        """Delivery refuses the unit before its COMMIT was sent."""
+        self._forget(transaction)
+        self._aborted(unit)
+        if undo is not None:
+            try:
+                undo()
+            except Exception:  # noqa: BLE001 - the refusal is what the application must see
+                internal_error("rollback after a refused commit")
 
     def _send_prepared(self, transaction: Transaction, unit: Unit, send: Callable[[], Any]) -> Any:
         """Send the COMMIT or PREPARE of a prepared unit; afterwards the transaction is over."""
@@ -367,7 +398,11 @@ class Bracket:
             return send()
         if drivers.transaction_state(transaction) is drivers.State.FAILED:
             return self.abort(transaction, send)
-        self._prepare_or_undo(transaction, unit, None)
+        try:
+            self._prepare(unit)
+        except ActivityError:
+            self._refused(transaction, unit, None)
+            raise
         result = self._send_prepared(transaction, unit, send)
         self._prepared[key] = unit
         return result

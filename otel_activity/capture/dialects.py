@@ -129,8 +129,10 @@ class DialectHooks:
     # --- the guarded methods -----------------------------------------------------------------
 
     def _wrap_begin(self, original: Any) -> Any:
+        open_transactions = self._bracket.open
+
         def do_begin(dialect: Any, connection: Any) -> Any:
-            left = self._bracket.find(connection)
+            left = self._bracket.find(connection) if open_transactions else None
             if left is not None and not left.inside:
                 self._bracket.begin(left)
             return original(dialect, connection)
@@ -138,11 +140,13 @@ class DialectHooks:
         return do_begin
 
     def _wrap_commit(self, original: Any) -> Any:
+        bracket = self._bracket
+
         def do_commit(dialect: Any, connection: Any) -> Any:
-            transaction = self._bracket.find(connection)
+            transaction = bracket.find(connection)
             if transaction is None or transaction.inside or self._sends_nothing(transaction, connection):
                 return original(dialect, connection)
-            return self._bracket.commit(
+            return bracket.commit(
                 transaction,
                 lambda: original(dialect, connection),
                 lambda: dialect.do_rollback(connection),
@@ -151,7 +155,11 @@ class DialectHooks:
         return do_commit
 
     def _wrap_rollback(self, original: Any) -> Any:
+        open_transactions = self._bracket.open
+
         def do_rollback(dialect: Any, connection: Any) -> Any:
+            if not open_transactions:  # nearly always: pools roll back each connection that comes back
+                return original(dialect, connection)
             transaction = self._bracket.find(connection)
             if transaction is None or transaction.inside or self._sends_nothing(transaction, connection):
                 return original(dialect, connection)
@@ -164,8 +172,12 @@ class DialectHooks:
         return not transaction.autocommit and drivers.leaves_open(transaction.dialect, connection)
 
     def _fairy_method(self, name: str) -> Any:
+        open_transactions = self._bracket.open
+
         def method(fairy: Any) -> Any:
             send = getattr(fairy.dbapi_connection, name)
+            if not open_transactions:
+                return send()
             transaction = self._bracket.find(fairy)
             if transaction is None or transaction.inside or self._sends_nothing(transaction, fairy):
                 return send()

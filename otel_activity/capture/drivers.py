@@ -60,7 +60,7 @@ def driver_state(driver: Any) -> State:
         libpq = getattr(driver, "pgconn", None) or getattr(driver, "info", None)
         status = getattr(libpq, "transaction_status", None)
         if status is not None:
-            return _LIBPQ.get(int(status), State.UNKNOWN)
+            return _LIBPQ.get(status, State.UNKNOWN)
         asked = getattr(driver, "is_in_transaction", None)  # asyncpg
         if asked is not None:
             return State.INSIDE if asked() else State.ENDED

@@ -60,13 +60,18 @@ class MapperHooks:
 
     def _listener(self, hook: Any) -> Any:
         """A guarded hook. It runs for every row, so it looks up plan and transaction in one frame."""
-        planner, plans, find = self._planner, self._planner.plans, self._bracket.transaction
+        planner, plans = self._planner, self._planner.plans
+        find, open_transactions = self._bracket.transaction, self._bracket.open
 
         def listener(mapper: Any, connection: Any, state: Any) -> None:
             try:
                 plan = plans[mapper] if mapper in plans else planner.plan(mapper)
                 if plan is not None:
-                    hook(plan, find(connection), connection, state)
+                    raw = connection.connection.dbapi_connection
+                    transaction = open_transactions.get(id(raw))
+                    if transaction is None or transaction.anchor() is not raw:
+                        transaction = find(connection)
+                    hook(plan, transaction, connection, state)
             except Exception:  # noqa: BLE001 - hooks never raise into the application
                 internal_error(hook.__name__)
 
@@ -94,6 +99,9 @@ class MapperHooks:
         dict_ = state.dict
         committed = state.committed_state
         held: dict[str, Any] = {}
+        types = map(type, map(dict_.get, committed))
+        if not self._fetch and not plan.watched and ATOMIC.issuperset(types):
+            return  # plain values, and nothing that the server changes by itself
         for column in plan.watched:
             old = committed.get(column.key, MISSING)
             if old is MISSING:
@@ -140,7 +148,8 @@ class MapperHooks:
         values = [get(key, default) for key, default in plan.defaults]
         if expired := state.expired_attributes:
             values = [get(key, MISSING if key in expired else default) for key, default in plan.defaults]
-        _encode_at_once(plan, values)
+        if plan.at_once:
+            _encode_at_once(plan, values)
         change = Row(plan, CREATED, tuple([get(key) for key in plan.pk]), values)
         transaction.add_insert(change)
         if transaction.autocommit:
@@ -176,6 +185,10 @@ class MapperHooks:
             new = dict_.get(key, MISSING)
             if new is not MISSING and column.is_equal(new, old) is True:
                 continue
+            if not held and column.mode is None and type(old) in ATOMIC and type(new) in ATOMIC:
+                before[column.name] = old  # what `record` would do, for nearly every column there is
+                after[column.name] = new
+                continue
             if key in held:
                 old = held[key]
                 if type(old) is _Unseen:
@@ -192,7 +205,9 @@ class MapperHooks:
         if not before:
             # The hook is called for objects without a net change, too.
             return None
-        return Change(plan, UPDATED, _identity(plan, dict_), before, after, partial=partial)
+        return Change(
+            plan, UPDATED, tuple([dict_.get(key) for key in plan.pk]), before, after, partial=partial
+        )
 
     def _row_switch(self, plan: Plan, mapper: Any, state: Any, held: dict[str, Any]) -> Change | None:
         dict_ = state.dict
@@ -213,7 +228,9 @@ class MapperHooks:
             partial |= record(column, old, new, before, after)
         if not before:
             return None
-        return Change(plan, UPDATED, _identity(plan, dict_), before, after, partial=partial)
+        return Change(
+            plan, UPDATED, tuple([dict_.get(key) for key in plan.pk]), before, after, partial=partial
+        )
 
     def _after_delete(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         held = transaction.held.pop(state, None) or {}
@@ -228,7 +245,8 @@ class MapperHooks:
                 values = [
                     known.get(key, value) for (key, _), value in zip(plan.defaults, values, strict=True)
                 ]
-        _encode_at_once(plan, values)
+        if plan.at_once:
+            _encode_at_once(plan, values)
         transaction.add(Row(plan, DELETED, state.key[1], values))
         if transaction.autocommit:
             self._bracket.settle(transaction)
@@ -326,7 +344,3 @@ def _uncertain(value: Any) -> bool:
     if type(value) in ATOMIC:
         return False
     return isinstance(value, LoaderCallableStatus) or not isinstance(value, enum.Enum)
-
-
-def _identity(plan: Plan, dict_: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(dict_.get(key) for key in plan.pk)

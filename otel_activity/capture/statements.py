@@ -39,6 +39,7 @@ class StatementHooks:
 
     def wrap_execute(self, original: Any) -> Any:
         bracket = self._bracket
+        open_transactions = bracket.open
         many = original.__name__ == "do_executemany"
 
         def do_execute(
@@ -50,11 +51,11 @@ class StatementHooks:
                 return self._text(
                     context, statement, lambda: original(dialect, cursor, statement, parameters, context)
                 )
-            transaction = bracket.find_for(context.root_connection)
+            if not open_transactions:
+                return original(dialect, cursor, statement, parameters, context)
+            transaction = bracket.find_running(context.root_connection)
             if transaction is None:
                 return original(dialect, cursor, statement, parameters, context)
-            if transaction.unit is not None:
-                bracket.watch(transaction)
             try:
                 result = original(dialect, cursor, statement, parameters, context)
             except BaseException as error:
@@ -86,7 +87,7 @@ class StatementHooks:
             internal_error("changes of a failed flush")
 
     def _written(self, transaction: Transaction, context: Any, cursor: Any, parameters: Any) -> None:
-        if transaction.unit is None or transaction.autocommit:  # else `watch` has looked just before
+        if transaction.unit is None or transaction.autocommit:  # else it was looked at just before
             self._bracket.look(transaction)
         if transaction.announced:
             autocommit.count(transaction, context, cursor, parameters)

@@ -26,6 +26,7 @@ class Transaction:
         anchor: weak reference to what lives as long as the connection (see `Bracket`); never the only owner.
         via: attribute that leads from the DBAPI connection to the anchor (``driver_connection``) or from
             the anchor to it (``dbapi_connection``); empty when they are the same object.
+        is_driver: whether the anchor is the driver's own connection.
         dialect: SQLAlchemy's dialect.
         database: name of the database.
         autocommit: what was written last was committed by itself; read again after each statement.
@@ -55,6 +56,7 @@ class Transaction:
         "held",
         "inserts",
         "inside",
+        "is_driver",
         "key",
         "matched",
         "poisoned",
@@ -66,15 +68,18 @@ class Transaction:
         "written",
     )
 
-    def __init__(
-        self, key: int, anchor: Callable[[], Any], via: str, dialect: Any, database: str, *, autocommit: bool
-    ) -> None:
+    def __init__(self, key: int, anchor: Callable[[], Any], via: str, dialect: Any, database: str) -> None:
         self.key = key
         self.anchor = anchor
         self.via = via
+        self.is_driver = via != "dbapi_connection"
         self.dialect = dialect
         self.database = database
-        self.autocommit = autocommit
+        self.autocommit = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: the next transaction of the same connection."""
         self.unit: Unit | None = None
         self.inside = False
         self.poisoned = False
@@ -114,11 +119,15 @@ class Transaction:
 
     def take(self) -> Unit | None:
         """Take the unit out and forget all that belongs to it; None when nothing was captured."""
-        self.close_batch()
-        self.admit()
+        self.start = -1
+        self.updates = self.inserts = 0
+        if self.early:
+            self.admit()
         unit, self.unit = self.unit, None
-        self.savepoints.clear()
-        self.held.clear()
+        if self.savepoints:
+            self.savepoints.clear()
+        if self.held:
+            self.held.clear()
         self.poisoned = False
         self.doubt = None
         return unit if unit is not None and unit.entries else None
@@ -143,7 +152,8 @@ class Transaction:
 
     def add_insert(self, entry: Entry) -> None:
         """An inserted row was reported."""
-        entries = (self.unit or self.opened()).entries
+        unit = self.unit
+        entries = (self.opened() if unit is None else unit).entries
         if self.start < 0:
             self.start = len(entries)
         entries.append(entry)
@@ -151,7 +161,8 @@ class Transaction:
 
     def add_update(self, entry: Entry) -> None:
         """An updated row was reported; it stands before the rows that the same step inserted."""
-        entries = (self.unit or self.opened()).entries
+        unit = self.unit
+        entries = (self.opened() if unit is None else unit).entries
         if self.start < 0:
             self.start = len(entries)
         if self.inserts:
@@ -164,7 +175,8 @@ class Transaction:
         """Any other row was reported, in the order of the statements."""
         if self.start >= 0:
             self.close_batch()
-        (self.unit or self.opened()).entries.append(entry)
+        unit = self.unit
+        (self.opened() if unit is None else unit).entries.append(entry)
 
     def mark(self, name: str) -> None:
         """SAVEPOINT. A name in use is hidden by the new one until that is released, as in SQL."""

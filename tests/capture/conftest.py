@@ -47,7 +47,7 @@ def capture(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> Iterator[SQ
     try:
         yield capture
         gc.collect()
-        assert capture._bracket._open == {}
+        assert capture._bracket.open == {}
         assert capture._bracket._prepared == {}
         assert recorder.unfinished() == 0
         assert recorder.broken == []

@@ -322,7 +322,7 @@ def test_garbage_collected(scene: Scene, async_driver: str, pool: Any) -> None:
                 gc.collect()
                 await asyncio.sleep(0)
                 gc.collect()
-            assert scene.bracket._open == {}
+            assert scene.bracket.open == {}
 
     asyncio.run(main())
     assert "committed" not in scene.recorder.kinds

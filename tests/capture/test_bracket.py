@@ -426,11 +426,11 @@ def test_detached_and_dropped(scene: Scene, driver: str) -> None:
     connection, session = detached(scene, driver)
     add(session, "lost")
     gone = weakref.ref(connection.connection.dbapi_connection)
-    assert len(scene.bracket._open) == 1
+    assert len(scene.bracket.open) == 1
     del connection, session
     gc.collect()
     assert gone() is None
-    assert scene.bracket._open == {}
+    assert scene.bracket.open == {}
     wait_for(lambda: not scene.ask("rows"))
     scene.check()
 

@@ -64,7 +64,7 @@ def other(scene: Scene, capture: SQLAlchemyCapture) -> Iterator[Any]:
 
     yield install
     for capture_ in made:
-        assert capture_._bracket._open == {}
+        assert capture_._bracket.open == {}
         capture_.uninstall()
 
 
