@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final, Self
@@ -157,8 +158,10 @@ class _Client:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "PG"))
         }
+        self._journal = tempfile.TemporaryDirectory(prefix="activity_bench_")
         if store is not None:
             environment["OTEL_ACTIVITY_POSTGRES_DSN"] = store
+            environment["OTEL_ACTIVITY_JOURNAL_DIR"] = self._journal.name
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.client"],
             stdin=subprocess.PIPE,
@@ -178,6 +181,7 @@ class _Client:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):  # what it will not read any more
                     pipe.close()
+        self._journal.cleanup()
 
     def execute(self, count: int) -> Block:
         """Let it execute a block."""

@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_activity import actions
 from otel_activity.capture import SQLAlchemyCapture, check
-from otel_activity.delivery import QueuedDelivery
+from otel_activity.delivery import DurableDelivery, QueuedDelivery, journal_directory, service_directory
 from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailable
 from otel_activity.frameworks import WebHooks
 from otel_activity.redaction import Redactor
@@ -55,12 +55,11 @@ class _Runtime:
             self.pipeline = GlobalPipeline(__version__)
         else:
             self.pipeline = _own_pipeline(settings, environ)
-        self.delivery = QueuedDelivery(
-            self.pipeline.lanes,
-            self.pipeline.emit,
-            capacity=settings.max_queue_size,
-            started=_end_first if settings.logger_provider == "global" else None,
-        )
+        try:
+            self.delivery = _delivery(settings, self.pipeline, environ)
+        except BaseException:
+            self.pipeline.shutdown(time.monotonic())
+            raise
         self.capture = SQLAlchemyCapture(
             self.delivery,
             redactor=Redactor.configured(settings),
@@ -77,6 +76,7 @@ class _Runtime:
     def start(self) -> None:
         for problem in check():
             _logger.warning("otel_activity: %s", problem)
+        self.delivery.start()
         self.capture.install()
         actions.use(self.capture.actions)
         self.web.install()
@@ -106,7 +106,8 @@ class _Runtime:
         actions.use(None)
         self.capture.uninstall()
         self.delivery.close(deadline)
-        return self.pipeline.shutdown(deadline) == 0
+        left = self.pipeline.shutdown(deadline)
+        return self.delivery.finish() and left == 0
 
     def after_fork(self) -> None:
         self.pid = os.getpid()
@@ -199,6 +200,9 @@ def shutdown(timeout: float | None = None) -> bool:
 def get_queue_metrics() -> dict[str, Any]:
     """Counters of the queue: ``waiting``, ``released``, ``dropped``, ``undecided`` (units whose COMMIT is
     unknown), and for each exporter ``pending``, ``confirmed``, ``dropped``, ``retries`` and ``trouble``.
+    With ``delivery="durable"`` also ``journal``: ``bytes``, ``segments``, ``units`` (not confirmed by all),
+    ``asked`` (units whose fate the database is being asked about), ``adopted``, ``unjournaled`` (events),
+    ``lost_bytes`` and ``lost_records`` (damage found).
     """
     runtime = _runtime
     return {} if runtime is None else runtime.delivery.metrics()
@@ -246,6 +250,31 @@ def _own_pipeline(settings: Settings, environ: Mapping[str, str]) -> Pipeline:
         elif name == "console":
             pipeline.add(name, console_exporter())
     return pipeline
+
+
+def _delivery(
+    settings: Settings, pipeline: Pipeline | GlobalPipeline, environ: Mapping[str, str]
+) -> QueuedDelivery | DurableDelivery:
+    if settings.delivery == "durable" and isinstance(pipeline, Pipeline):
+        try:
+            return DurableDelivery(
+                pipeline.lanes,
+                pipeline.emit_to,
+                capacity=settings.max_queue_size,
+                home=journal_directory(settings.journal_dir, environ) / service_directory(pipeline.resource),
+                fsync=settings.fsync,
+                max_bytes=settings.journal_max_bytes,
+            )
+        except ConfigurationError as error:
+            if settings.journal_fallback == "stop":
+                raise
+            _logger.error("otel_activity: %s; EVENTS ARE ONLY IN MEMORY (best_effort)", error)
+    return QueuedDelivery(
+        pipeline.lanes,
+        pipeline.emit,
+        capacity=settings.max_queue_size,
+        started=_end_first if settings.logger_provider == "global" else None,
+    )
 
 
 def _postgres(settings: Settings) -> PostgresEventExporter:

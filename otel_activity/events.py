@@ -19,10 +19,12 @@ __all__ = [
     "Event",
     "Hashed",
     "Performed",
+    "Proof",
     "Redacted",
     "ResourceInfo",
     "Severity",
     "Unit",
+    "Verdict",
     "packed",
 ]
 
@@ -192,10 +194,37 @@ class Entry(Protocol):
         ...
 
 
+class Proof(msgspec.Struct, frozen=True, array_like=True):
+    """By what a database can be asked later whether a transaction was committed.
+
+    Attributes:
+        system: identifier of the database cluster.
+        timeline: of the cluster's history when the id was read; after a failover ids are given out again.
+        database: name of the database.
+        xid: full id of the transaction, 64 bit.
+    """
+
+    system: str
+    timeline: int
+    database: str
+    xid: int
+
+
+class Verdict(enum.Enum):
+    """What a database says about a transaction that it is asked about by its `Proof`."""
+
+    COMMITTED = enum.auto()
+    ABORTED = enum.auto()
+    IN_PROGRESS = enum.auto()
+    """To be asked again."""
+    UNKNOWN = enum.auto()
+    """It cannot be known any more, whoever is asked."""
+
+
 class Unit:
     """All entries of one transaction on one DBAPI connection, in the order the statements ran."""
 
-    __slots__ = ("commit", "database", "entries", "error", "system", "transaction_id")
+    __slots__ = ("commit", "database", "entries", "error", "prepared", "proof", "system", "transaction_id")
 
     def __init__(self, transaction_id: str, *, system: str, database: str) -> None:
         self.transaction_id = transaction_id
@@ -206,6 +235,10 @@ class Unit:
         """Set when the fate is known and the unit is released; None while it is open or prepared."""
         self.error: str | None = None
         """Why the fate is unknown (an error's type), for ``activity.commit=unknown``."""
+        self.proof: Proof | None = None
+        """What the database can be asked by, if it can; set before the unit is prepared."""
+        self.prepared: Any = None
+        """What a delivery that prepares keeps about the unit; nobody else's business."""
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otel_activity.events import Event, Performed, ResourceInfo, Unit
+    from otel_activity.events import Event, Performed, Proof, ResourceInfo, Unit, Verdict
 
-__all__ = ["ActionSink", "Delivery", "EventExporter"]
+__all__ = ["ActionSink", "Delivery", "EventExporter", "Resolver"]
 
 
 class Delivery(Protocol):
@@ -59,3 +59,21 @@ class ActionSink(Protocol):
 
     def record(self, performed: Performed) -> None:
         """Release it as an event of its own, in the context in force. Must not raise."""
+
+
+class Resolver(Protocol):
+    """Finds out what became of transactions whose end nobody saw.
+
+    Called from one thread of its own, never in the thread of a request, and again and again while a question
+    is open.
+    """
+
+    def resolve(self, proofs: Sequence[Proof]) -> Sequence[Verdict]:
+        """One verdict for each proof, in the same order.
+
+        Raises:
+            ActivityError: nobody could be asked; the same question comes again later.
+        """
+
+    def after_fork(self) -> None:
+        """In a forked child: drop inherited connections without closing them."""

@@ -78,6 +78,8 @@ DETAILS: Final = "activity.details"
 # transaction
 TRANSACTION_ID: Final = "activity.transaction.id"
 COMMIT: Final = "activity.commit"
+ROLLED_BACK: Final = "rolled back"
+"""``error.type`` of an action whose transaction or savepoint was rolled back."""
 
 # order
 STREAM_ID: Final = "activity.stream.id"

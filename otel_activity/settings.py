@@ -30,6 +30,9 @@ _DSN_FIX: Final = "use postgresql://user:password@host:5432/database"
 LOGGER_PROVIDERS: Final = ("own", "global")
 REDACTION_MODES: Final = tuple(mode.value for mode in RedactionMode)
 _KEY_LENGTH: Final = 16
+DELIVERIES: Final = ("best_effort", "durable")
+FSYNC_POLICIES: Final = ("always", "interval", "never")
+FALLBACKS: Final = ("stop", "best_effort")
 
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CONNINFO = re.compile(r"\s*\w+\s*=")
@@ -173,6 +176,13 @@ def _url(text: str) -> str:
     return text
 
 
+def _directory(text: str) -> str:
+    path = os.path.expanduser(text.strip())
+    if not os.path.isabs(path):
+        raise ValueError("not an absolute path; a process may change its working directory")
+    return path
+
+
 def _identifier(text: str) -> str:
     if not _IDENTIFIER.fullmatch(text):
         raise ValueError("not a plain SQL identifier; use letters, digits and _, at most 63")
@@ -253,6 +263,37 @@ FIELDS: Final[tuple[Field, ...]] = (
         "OTEL_ACTIVITY_SHUTDOWN_TIMEOUT",
         _seconds(0, 3600),
         "Seconds that the end of the process may spend on delivering what is queued.",
+    ),
+    Field(
+        "delivery",
+        "OTEL_ACTIVITY_DELIVERY",
+        _choice(*DELIVERIES),
+        "durable: events are in a journal on disk before COMMIT, which survives the process. best_effort: "
+        "they wait in memory.",
+    ),
+    Field(
+        "journal_dir",
+        "OTEL_ACTIVITY_JOURNAL_DIR",
+        _directory,
+        "Directory of the journals, on a local disk. Unset: by the platform's conventions.",
+    ),
+    Field(
+        "journal_fallback",
+        "OTEL_ACTIVITY_JOURNAL_FALLBACK",
+        _choice(*FALLBACKS),
+        "When the journal cannot be written at start-up. stop: end with one line. best_effort: run without.",
+    ),
+    Field(
+        "journal_max_bytes",
+        "OTEL_ACTIVITY_JOURNAL_MAX_BYTES",
+        _integer(65_536, 1 << 40),
+        "Most bytes in the journal of one process; beyond it units go through memory only.",
+    ),
+    Field(
+        "fsync",
+        "OTEL_ACTIVITY_FSYNC",
+        _choice(*FSYNC_POLICIES),
+        "When the journal is forced to disk: always (each record), interval (each second), never.",
     ),
     Field(
         "logger_provider",
@@ -355,6 +396,11 @@ class Settings:
     startup: str = "check"
     startup_timeout: float = 30.0
     shutdown_timeout: float = 10.0
+    delivery: str = "durable"
+    journal_dir: str | None = None
+    journal_fallback: str = "stop"
+    journal_max_bytes: int = 1 << 30
+    fsync: str = "interval"
     logger_provider: str = "own"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -396,7 +442,11 @@ class Settings:
                 values[name] = _argument(name, value)
         settings = cls(**values)
         settings._check(environ)
-        return dataclasses.replace(settings, exporters=settings._chosen_exporters(interactive))
+        settings = dataclasses.replace(settings, exporters=settings._chosen_exporters(interactive))
+        if "delivery" not in values:
+            return settings._with_default_delivery()
+        settings._check_delivery()
+        return settings
 
     @classmethod
     def startup_mode(cls, environ: Mapping[str, str] | None = None) -> str:
@@ -432,6 +482,21 @@ class Settings:
         if not chosen and interactive:
             chosen.append("console")
         return tuple(chosen)
+
+    def _with_default_delivery(self) -> Settings:
+        """Durable, unless nobody would ever confirm what the journal holds."""
+        if self.logger_provider == "global" or self.exporters == ("console",):
+            return dataclasses.replace(self, delivery="best_effort")
+        return self
+
+    def _check_delivery(self) -> None:
+        if self.delivery == "durable" and self.logger_provider == "global":
+            raise ConfigurationError(
+                "OTEL_ACTIVITY_DELIVERY",
+                self.delivery,
+                "the application's LoggerProvider confirms nothing (OTEL_ACTIVITY_LOGGER_PROVIDER=global)",
+                "use OTEL_ACTIVITY_LOGGER_PROVIDER=own or OTEL_ACTIVITY_DELIVERY=best_effort",
+            )
 
     def _check(self, environ: Mapping[str, str]) -> None:
         if self.max_export_batch_size > self.max_queue_size:

@@ -198,6 +198,7 @@ class _KeepTrying(LogRecordExporter):
         while todo.records:
             if not self._lane.deliver(0, lambda: self._attempt(todo)):
                 return LogRecordExportResult.FAILURE
+        self._lane.settle(len(batch))  # only now: a record that is suspected lets others pass
         return LogRecordExportResult.SUCCESS
 
     def _attempt(self, todo: _Portions) -> None:
@@ -501,10 +502,22 @@ class Pipeline:
         To the provider's processors directly: `Logger.emit` reads and sets the attributes of each record,
         to add an exception's, and would put together what no exporter may ask for.
         """
-        # The logger's resource, not ours: the SDK renews it in a forked child.
-        emitted = _Emitted(event, self._logger.resource, self._scope, self._limits)
+        emitted = self._emitted(event)
         for road in self._roads:
             road.processor.on_emit(emitted)
+
+    def emit_to(self, lane: Lane, event: Event) -> None:
+        """Emit one event on one road only: the others have it, or get it later."""
+        self._roads[self.lanes.index(lane)].processor.on_emit(self._emitted(event))
+
+    def _emitted(self, event: Event) -> _Emitted:
+        # The logger's resource, not ours: the SDK renews it in a forked child.
+        return _Emitted(event, self._logger.resource, self._scope, self._limits)
+
+    @property
+    def resource(self) -> Mapping[str, Any]:
+        """The attributes of what produces the records."""
+        return self._logger.resource.attributes  # type: ignore[no-any-return]  # the logger is held as Any
 
     @property
     def enabled(self) -> bool:

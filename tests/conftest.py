@@ -79,6 +79,17 @@ def postgres_server() -> Iterator[Server]:
 _numbers = itertools.count(1)
 
 
+@pytest.fixture(autouse=True)
+def _journals_of_this_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a setting, journals go below the test's own directory, also those of programs it starts.
+
+    Nothing is written outside of it, and no test adopts what another one left.
+    """
+    directory = tmp_path_factory.getbasetemp() / f"state-{next(_numbers)}"
+    monkeypatch.setenv("XDG_STATE_HOME", str(directory))
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+
+
 @pytest.fixture
 def postgres_dsn(postgres_server: Server) -> Iterator[str]:
     """Connection URL of a fresh, empty database that is dropped after the test."""

@@ -257,7 +257,7 @@ def test_the_callers_opentelemetry_settings_do_not_reach_the_application(
     """A disabling variable or a foreign endpoint in the shell must not spoil the demo."""
     monkeypatch.setenv("OTEL_ACTIVITY_DISABLED", "true")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://elsewhere:4317")
-    variables = environment("postgresql://u@h/d", "instance")
+    variables = environment("postgresql://u@h/d", "instance", Path("/journal"))
     assert "OTEL_ACTIVITY_DISABLED" not in variables
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in variables
     assert variables["OTEL_ACTIVITY_POSTGRES_DSN"] == "postgresql://u@h/d"

@@ -127,6 +127,25 @@ def test_the_masked_settings_and_the_repr_hide_the_password() -> None:
     assert "s3cret" not in str(settings.masked())
 
 
+def test_durable_is_the_default_where_somebody_confirms() -> None:
+    """The console and the application's provider confirm nothing; durable with the latter is refused."""
+    store = {"OTEL_ACTIVITY_POSTGRES_DSN": "postgresql://h/d"}
+    assert Settings.from_env(store).delivery == "durable"
+    assert Settings.from_env(store, delivery="best_effort").delivery == "best_effort"
+    assert Settings.from_env({}, exporters=["console"]).delivery == "best_effort"
+    assert Settings.from_env({}, exporters=["console"], delivery="durable").delivery == "durable"
+    assert Settings.from_env({}, logger_provider="global").delivery == "best_effort"
+    with pytest.raises(ConfigurationError, match="OTEL_ACTIVITY_DELIVERY=best_effort"):
+        Settings.from_env({}, delivery="durable", logger_provider="global")
+
+
+def test_a_journal_directory_must_not_depend_on_where_the_process_stands() -> None:
+    """A relative path is refused; a home directory is filled in."""
+    with pytest.raises(ConfigurationError, match="absolute"):
+        Settings.from_env({"OTEL_ACTIVITY_JOURNAL_DIR": "journal"})
+    assert Settings.from_env({}, journal_dir="~/x").journal_dir == str(Path.home() / "x")
+
+
 def test_every_setting_is_documented() -> None:
     """The reference in the docs names each variable."""
     reference = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()

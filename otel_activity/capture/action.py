@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Action", "ActionRecorder"]
 
-ROLLED_BACK: Final = "rolled back"
-"""``error.type`` of an action whose transaction or savepoint was rolled back."""
-
 _logger: Final = logging.getLogger("otel_activity")
 _WARN_EVERY: Final = 60.0
 _NAME_LENGTH: Final = 256
@@ -73,7 +70,7 @@ class Action:
         """What it did to the database did not happen. An error of its own stays the reason."""
         self.joined = False
         self.said[semconv.ACTIVITY_OUTCOME] = "failure"
-        self.said.setdefault(semconv.ERROR_TYPE, ROLLED_BACK)
+        self.said.setdefault(semconv.ERROR_TYPE, semconv.ROLLED_BACK)
 
     def to_event(self, unit: Unit, commit: Commit) -> Event:
         """Put the event together; see `otel_activity.events.Entry`."""

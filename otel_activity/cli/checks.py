@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import platform
 import shutil
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_activity import __version__
+from otel_activity.delivery import concern, journal_directory
 from otel_activity.errors import ConfigurationError
 from otel_activity.settings import FIELDS, Settings
 
@@ -129,6 +131,8 @@ def _settings(environ: Mapping[str, str], *, interactive: bool, dsn_given: bool)
     given = [field.variable for field in FIELDS if environ.get(field.variable, "").strip()]
     yield Check("settings", Level.OK, ", ".join(given) if given else "all default")
     yield _active(settings, environ, dsn_given=dsn_given)
+    if settings.active:
+        yield _journal(settings, environ)
 
 
 def _active(settings: Settings, environ: Mapping[str, str], *, dsn_given: bool) -> Check:
@@ -159,6 +163,26 @@ def _why(name: str, environ: Mapping[str, str]) -> str:
         "otlp": "OTEL_ACTIVITY_OTLP_ENDPOINT is set",
         "console": "output is a terminal and nothing else is set",
     }[name]
+
+
+def _journal(settings: Settings, environ: Mapping[str, str]) -> Check:
+    """Whether a process started from here could write its journal, and where it would stand."""
+    if settings.delivery != "durable":
+        text = "none: events are lost with the process (best_effort)"
+        return Check("journal", Level.WARN, text, "set OTEL_ACTIVITY_DELIVERY=durable")
+    try:
+        directory = journal_directory(settings.journal_dir, environ)
+    except ConfigurationError as error:
+        return Check("journal", Level.FAIL, error.problem, error.fix)
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        text = f"{directory} cannot be written by this user"
+        return Check("journal", Level.FAIL, text, "name another with OTEL_ACTIVITY_JOURNAL_DIR")
+    trouble = concern(directory)
+    if trouble is not None:
+        fix = "name a directory on a local disk with OTEL_ACTIVITY_JOURNAL_DIR"
+        return Check("journal", Level.WARN, f"{directory}: {trouble}", fix)
+    return Check("journal", Level.OK, str(directory))
 
 
 # --- loading --------------------------------------------------------------------------------------

@@ -45,13 +45,14 @@ def locate() -> list[str]:
     raise ActivityError("the example application is missing; reinstall otel-activity")
 
 
-def environment(dsn: str, instance: str) -> dict[str, str]:
+def environment(dsn: str, instance: str, journal: Path) -> dict[str, str]:
     """The application's variables. OpenTelemetry's of the caller are left out, they are meant for others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     return kept | {
         "DATABASE_URL": application_url(dsn),
         "OTEL_ACTIVITY_POSTGRES_DSN": dsn,
         "OTEL_ACTIVITY_POSTGRES_SCHEMA": EVENTS_SCHEMA,
+        "OTEL_ACTIVITY_JOURNAL_DIR": str(journal),
         "OTEL_SERVICE_NAME": SERVICE_NAME,
         "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
         "OTEL_BLRP_SCHEDULE_DELAY": "250",  # the default of a second is a long time for a person who watches
@@ -84,7 +85,7 @@ class ProjectBoard:
             self._process = subprocess.Popen(
                 bound_to_this_process(self.command()),
                 cwd=self._directory,
-                env=environment(self._dsn, self.instance),
+                env=environment(self._dsn, self.instance, self._directory / "journal"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -45,6 +45,8 @@ class Lane:
         retries: attempts that failed.
         trouble: why the last attempt failed; None while the exporter works.
         entered: events that were ever let in; `entered - pending` of them have left, in this order.
+        settled: events that left, and all that entered before them too: none of them is needed any more.
+        kept: what is left at the end is in a journal, so it is not lost.
     """
 
     def __init__(self, name: str, capacity: int, *, backoff: Backoff | None = None) -> None:
@@ -57,7 +59,8 @@ class Lane:
         self._backoff = backoff or Backoff()
         self._deadline: float | None = None
         self._said: dict[int, float] = {}
-        self.entered = 0
+        self.entered = self.settled = 0
+        self.kept = False
         self._reset()
 
     def _reset(self) -> None:
@@ -65,11 +68,12 @@ class Lane:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._since: float | None = None
+        self._gave_up = False
 
     def after_fork(self) -> None:
         """In a forked child: what is on the way is the parent's, and its locks may be held for ever."""
         self._reset()
-        self.confirmed = self.dropped = self.retries = self.entered = 0
+        self.confirmed = self.dropped = self.retries = self.entered = self.settled = 0
         self.trouble = None
 
     # --- the feeding side --------------------------------------------------------------------
@@ -105,7 +109,12 @@ class Lane:
     def wait_for_mark(self, mark: int, timeout: float) -> bool:
         """Whether the first `mark` events that entered have left within `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.entered - self.pending >= mark, timeout)
+            return self._changed.wait_for(lambda: self._has_left(mark), timeout)
+
+    def _has_left(self, mark: int) -> bool:
+        if self.entered - self.pending < mark:
+            return False
+        return self.settled >= mark or not self.kept or self._gave_up
 
     def wait_until_empty(self, timeout: float) -> bool:
         """Whether everything was confirmed within `timeout` seconds."""
@@ -132,10 +141,13 @@ class Lane:
                 log_safely(logging.DEBUG, "otel_activity: %s raised", self.name, exc_info=True)
             else:
                 self.confirm(count)
+                self.settle(count)
                 return True
             finally:
                 self._since = None
             self._wait(next(delays))
+        # A later batch may still get through: what it settles does not stand for this one.
+        self._gave_up = True
         return False
 
     def lose(self, count: int, reason: str) -> None:
@@ -167,6 +179,13 @@ class Lane:
             self._said.clear()
             log_safely(logging.INFO, "otel_activity: %s takes events again", self.name)
 
+    def settle(self, count: int) -> None:
+        """Count events that left in the order in which they entered."""
+        with self._changed:
+            if not self._gave_up:
+                self.settled += count
+            self._changed.notify_all()
+
     def _out_of_time(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
 
@@ -183,12 +202,13 @@ class Lane:
         self._stop.set()
 
     def abandon(self) -> int:
-        """After the end: count what was left as lost, and say so. Returns how many."""
+        """After the end: count what was left as lost, and say so, unless it is kept. Returns how many."""
         with self._changed:
             left, self.pending = self.pending, 0
-            self.dropped += left
+            if not self.kept:
+                self.dropped += left
             self._changed.notify_all()
-        if left:
+        if left and not self.kept:
             log_safely(
                 logging.ERROR,
                 "otel_activity: %d events were not delivered to %s before the process ended (%s)",

@@ -76,20 +76,31 @@ def test_the_applications_provider_gets_the_last_events(world: World) -> None:
     assert output.count('"event_name": "activity.entity.') == 7
 
 
-def test_sigterm_with_the_store_down_says_what_was_lost(world: World) -> None:
-    """The number of events that a terminated process could not deliver is logged."""
+LEFT = pytest.mark.parametrize(
+    ("delivery", "line"),
+    [
+        ("best_effort", "7 events were not delivered to postgres before the process ended"),
+        ("durable", "the next process of this service delivers them"),
+    ],
+)
+
+
+@LEFT
+def test_sigterm_with_the_store_down_says_what_is_left(world: World, delivery: str, line: str) -> None:
+    """What a terminated process could not deliver is logged: as lost, or where it waits."""
     process = world.start(
         *("python", "plain.py", "wait"),
         OTEL_ACTIVITY_POSTGRES_DSN="postgresql://127.0.0.1:1/none",
         OTEL_ACTIVITY_SHUTDOWN_TIMEOUT="0.5",
+        OTEL_ACTIVITY_DELIVERY=delivery,
     )
     output = ""
-    for line in lines(process):
-        output += line
-        if line == "program done\n":
+    for said in lines(process):
+        output += said
+        if said == "program done\n":
             process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == -signal.SIGTERM
-    assert "7 events were not delivered to postgres" in output
+    assert line in output
 
 
 @pytest.mark.parametrize(
@@ -203,15 +214,17 @@ def test_startup_require_starts_with_a_store(world: World) -> None:
     assert world.stored() == EXPECTED
 
 
-def test_a_store_that_is_down_does_not_stop_the_program(world: World) -> None:
-    """The program serves; one line says what is wrong, another what was not delivered."""
+@LEFT
+def test_a_store_that_is_down_does_not_stop_the_program(world: World, delivery: str, line: str) -> None:
+    """The program serves; one line says what is wrong, another what is lost, or where it waits."""
     status, output = world.run(
         OTEL_ACTIVITY_POSTGRES_DSN="postgresql://audit:s3cret@127.0.0.1:1/none",
         OTEL_ACTIVITY_SHUTDOWN_TIMEOUT="0.5",
+        OTEL_ACTIVITY_DELIVERY=delivery,
     )
     assert status == 0
     assert "program done" in output
-    assert "7 events were not delivered" in output
+    assert line in output
     assert "s3cret" not in output
 
 

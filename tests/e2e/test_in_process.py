@@ -26,6 +26,7 @@ from otel_activity.postgres import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from sqlalchemy import Engine
 
@@ -100,6 +101,43 @@ def test_a_store_that_goes_away_never_reaches_the_application(engine: Engine) ->
         assert items(dsn) == expected
         assert otel_activity.get_queue_metrics()["dropped"] == 0
         assert otel_activity.shutdown(10)
+
+
+def test_durable_delivery_counts_its_journal_and_leaves_nothing(
+    engine: Engine, postgres_dsn: str, tmp_path: Path
+) -> None:
+    """`get_queue_metrics` shows the journal; once all is confirmed and auditing ends, no file is left."""
+    schema.apply(postgres_dsn)
+    assert otel_activity.instrument(
+        postgres_dsn=postgres_dsn, journal_dir=str(tmp_path), schedule_delay=60_000
+    )
+    for number in range(3):
+        order(engine, f"item {number}")
+    journal = otel_activity.get_queue_metrics()["journal"]
+    assert (journal["units"], journal["segments"], journal["unjournaled"]) == (3, 1, 0)
+    assert journal["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("*/*/*.seg"))
+    assert otel_activity.flush_queue(10)
+    assert otel_activity.get_queue_metrics()["journal"]["units"] == 0
+    assert otel_activity.shutdown(10)
+    assert items(postgres_dsn) == ["item 0", "item 1", "item 2"]
+    assert list(tmp_path.glob("*/*")) == []
+
+
+def test_a_fallback_runs_without_a_journal_and_says_so(
+    engine: Engine, postgres_dsn: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A directory that cannot be written stops the start, unless best effort was accepted beforehand."""
+    schema.apply(postgres_dsn)
+    (tmp_path / "file").write_text("")
+    arguments = {"postgres_dsn": postgres_dsn, "journal_dir": str(tmp_path / "file" / "journal")}
+    with pytest.raises(ConfigurationError, match="OTEL_ACTIVITY_JOURNAL_DIR"):
+        otel_activity.instrument(**arguments)
+    assert not otel_activity.is_active()
+    assert otel_activity.instrument(**arguments, journal_fallback="best_effort")
+    assert "EVENTS ARE ONLY IN MEMORY" in caplog.text
+    order(engine, "in memory")
+    assert otel_activity.shutdown(10)
+    assert items(postgres_dsn) == ["in memory"]
 
 
 def test_instrument_twice_is_once_and_uninstrument_restores(engine: Engine, postgres_dsn: str) -> None:

@@ -1,0 +1,631 @@
+"""Delivery that outlives the process: units are in a journal from COMMIT on until all exporters have them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_activity.delivery.docket import Docket
+from otel_activity.delivery.feeder import SLICE, TICK, Feeder
+from otel_activity.delivery.holding import (
+    ABORTED,
+    PREPARED,
+    RELEASED,
+    Held,
+    Road,
+    Source,
+    decided,
+    decode_unit,
+    encode_abort,
+    encode_release,
+    encode_unit,
+    survivors,
+    take_over,
+)
+from otel_activity.delivery.journal import Journal, JournalFull, orphans
+from otel_activity.delivery.lane import log_safely
+from otel_activity.errors import ConfigurationError
+from otel_activity.events import Commit, Verdict
+from otel_activity.semconv import ROLLED_BACK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from otel_activity.delivery.holding import TakenOver
+    from otel_activity.delivery.lane import Lane
+    from otel_activity.events import Event, Unit
+    from otel_activity.ports import Resolver
+
+__all__ = ["DurableDelivery"]
+
+_ADOPT_EVERY: Final = 30.0
+"""Seconds between two looks for journals of processes that died beside this one."""
+_SYNC_EVERY: Final = 1.0
+_OPEN_EVERY: Final = 5.0
+_LAST_QUESTIONS: Final = 1.0
+"""Seconds that the end waits for answers about undecided units; later, the next process asks."""
+
+
+class DurableDelivery(Feeder):
+    """A `ports.Delivery` that survives the process.
+
+    `prepare` writes the encoded unit, one record; its fate follows as a mark. Released units are handed to
+    the lanes as far as these have room. What does not fit stays in the journal and is read back later; in
+    memory remains where it stands. A unit that cannot be journaled (journal or disk full) is delivered
+    through memory, up to `capacity` events, as `QueuedDelivery` does.
+
+    Args:
+        lanes: the roads out.
+        emit: hands one event to the SDK for one lane; called from one thread only.
+        capacity: most events of released units in memory, those in the lanes not counted.
+        home: the journals of all processes of this service are below it.
+        fsync: ``always``, ``interval`` or ``never``.
+        max_bytes: bound of the journal.
+        resolver: is asked what became of units with a proof whose end nobody saw. Without one, and without
+            a proof, they are delivered as `unknown`.
+
+    Raises:
+        ConfigurationError: the journal cannot be written.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        emit: Callable[[Lane, Event], None],
+        *,
+        capacity: int,
+        home: Path,
+        fsync: str = "interval",
+        max_bytes: int = 1 << 30,
+        resolver: Resolver | None = None,
+    ) -> None:
+        self._emit = emit
+        self._home = home
+        self._fsync = fsync
+        self._max_bytes = max_bytes
+        self._own: Source | None = None
+        self._sources: list[Source] = []
+        self._docket = None if resolver is None else Docket(resolver, self._resolved)
+        super().__init__(lanes, capacity=capacity)
+        for lane in self.lanes:
+            lane.kept = True
+        try:
+            self._open()
+        except OSError as error:
+            raise ConfigurationError(
+                "OTEL_ACTIVITY_JOURNAL_DIR",
+                str(home),
+                f"the journal cannot be written ({error.strerror or error})",
+                "name a directory on a local disk that this user may write, or accept with "
+                "OTEL_ACTIVITY_DELIVERY=best_effort that events are lost with the process",
+            ) from None
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.unjournaled = 0
+        self.lost_bytes = 0
+        self.lost_records = 0
+        self.adopted = 0
+        self._roads = [Road(lane) for lane in self.lanes]
+        self._inbox: deque[Held] = deque()
+        self._ended: deque[Held] = deque()
+        self._taken_in = 0
+        # Each is counted up by one side only, so that the feeder needs no lock of a request.
+        self._kept = self._let_go = 0
+        self._adopted = threading.Event()
+        self._adopt_at = self._sync_at = self._open_at = 0.0
+        self._foreign: set[Path] = set()
+
+    def start(self) -> None:
+        """Begin to deliver what dead processes left behind."""
+        self._ensure_thread()
+
+    def after_fork(self) -> None:
+        """In a forked child: the journals are the parent's; one of its own is opened with the first unit."""
+        for source in self._sources:
+            source.journal.abandon()
+        self._own = None
+        self._sources = []
+        if self._docket is not None:
+            self._docket.after_fork()
+        super().after_fork()
+
+    def _open(self) -> None:
+        journal = Journal.create(self._home, fsync=self._fsync, max_bytes=self._max_bytes)
+        self._own = Source(journal, own=True)
+        self._sources.append(self._own)
+
+    def _journal(self) -> Source | None:
+        """The source of this process, opened late in a forked child; None when that fails."""
+        if self._own is None and not self._closed:
+            with self._lock:
+                now = time.monotonic()
+                if self._own is None and now >= self._open_at:
+                    self._open_at = now + _OPEN_EVERY
+                    try:
+                        self._open()
+                    except OSError as error:
+                        line = f"no journal can be opened in {self._home} ({error.strerror})"
+                        self._say("open", logging.ERROR, line)
+        return self._own
+
+    # --- ports.Delivery ----------------------------------------------------------------------
+
+    def prepare(self, unit: Unit) -> None:
+        """Write the unit to the journal, encoded: its events have their final ids from here on."""
+        events: list[Event] = []
+        for entry in unit.entries:
+            event = self._encoded(entry, unit, Commit.UNKNOWN)
+            if event is not None:
+                events.append(event)
+        held = Held(events, len(events), len(self.lanes))
+        held.proof = unit.proof
+        unit.prepared = held
+        source = self._journal()
+        if source is None or not events:
+            return
+        try:
+            payload = encode_unit(events, unit.proof)
+            with source.journal.lock:
+                held.place = source.journal.append(PREPARED, payload, unit=True)
+                source.begin()
+            held.source = source
+        except JournalFull:
+            self._say(
+                "journal full",
+                logging.ERROR,
+                f"the journal is full; units go through memory only; raise "
+                f"OTEL_ACTIVITY_JOURNAL_MAX_BYTES={self._max_bytes}, or mend the exporter that is behind",
+            )
+        except Exception as error:  # noqa: BLE001 - a journal in trouble never reaches the application
+            line = f"a unit could not be journaled ({_reason(error)}); it goes through memory only"
+            self._say("write", logging.ERROR, line)
+
+    def committed(self, unit: Unit) -> None:
+        """Mark the unit and hand it on."""
+        self._release(self._held(unit, unit.commit or Commit.REPORTED))
+
+    def undecided(self, unit: Unit, error: BaseException | None) -> None:
+        """Have the database asked. If it cannot be, hand the unit on as ``activity.commit=unknown``."""
+        unit.commit = Commit.UNKNOWN
+        held = self._held(unit, Commit.UNKNOWN)
+        if self._ask(held):
+            if held.source is not None:
+                held.events = None  # nobody knows for how long
+        else:
+            self.undecided_units += 1
+            self._release(held)
+
+    def aborted(self, unit: Unit) -> None:
+        """Mark the unit, if it was prepared at all, so that nobody delivers it."""
+        held, unit.prepared = unit.prepared, None
+        if held is not None:
+            self._abort(held)
+
+    def _held(self, unit: Unit, commit: Commit) -> Held:
+        """The prepared unit, with its fate."""
+        if unit.prepared is None:
+            self.prepare(unit)  # it failed, or was skipped: late is better than never
+        held: Held = unit.prepared
+        held.commit, held.error = commit.value, unit.error
+        return held
+
+    def _abort(self, held: Held) -> None:
+        if held.source is not None:
+            self._mark(held.source, ABORTED, encode_abort(held))
+            self._ended.append(held)
+
+    def _release(self, held: Held) -> None:
+        if not held.count:
+            return
+        if held.events is not None:
+            held.events = decided(held.events, held)
+        # Under one lock, so that units are released in the order of their marks.
+        with self._lock:
+            why = "after shutdown" if self._closed else self._enter(held)
+            if why is not None:
+                self.dropped += held.count
+        if why is not None:
+            self._say("dropped", logging.ERROR, f"{self.dropped} events dropped so far ({why})")
+        self._ensure_thread()
+
+    def _enter(self, held: Held) -> str | None:
+        """Let a released unit in, its events too if there is room for them; else say why it is dropped."""
+        if held.events is not None:
+            if self._kept == self._let_go or self._kept - self._let_go + held.count <= self.capacity:
+                self._kept += held.count
+            elif held.source is not None:
+                held.events = None
+            else:
+                return f"not journaled, and more than {self.capacity} wait in memory"
+        if held.source is None:
+            self.unjournaled += held.count
+        else:
+            held.mark = self._mark(held.source, RELEASED, encode_release(held))
+        self._let_in(held)
+        self.released += held.count
+        return None
+
+    def _let_in(self, held: Held) -> None:
+        """Its place in the order in which units are fed; called under the lock."""
+        held.before = self._entered
+        self._inbox.append(held)
+
+    def _mark(self, source: Source, kind: int, payload: bytes) -> int:
+        """Write the fate of a unit. One that cannot be written is `unknown` to whoever finds the journal."""
+        try:
+            return source.journal.append(kind, payload).number
+        except Exception as error:  # noqa: BLE001 - as above: the transaction is over, whatever the disk does
+            line = f"the fate of a unit could not be journaled ({_reason(error)})"
+            self._say("mark", logging.ERROR, line)
+            return source.journal.last
+
+    # --- whose end nobody saw ----------------------------------------------------------------
+
+    def _ask(self, held: Held) -> bool:
+        """Whether there is somebody to ask about the unit; then it waits for the answer."""
+        if self._docket is None or held.proof is None or not held.count:
+            return False
+        return self._docket.ask(held)
+
+    def _resolved(self, held: Held, verdict: Verdict) -> None:
+        """The database said what became of a unit, or that it never will."""
+        if verdict is Verdict.COMMITTED:
+            held.commit, held.error = Commit.PROVEN.value, None
+        elif verdict is Verdict.ABORTED:
+            left = survivors(self._events(held))
+            if not left:
+                self._abort(held)
+                return
+            held.commit, held.error, held.count = ROLLED_BACK, None, len(left)
+        else:
+            self.undecided_units += 1
+        self._release(held)
+
+    # --- the feeding thread ------------------------------------------------------------------
+
+    @property
+    def _entered(self) -> int:
+        return self.released + self.adopted
+
+    def _worth_waiting(self) -> bool:
+        """Whether a lane that works is still being fed; what a stuck one has not taken is in the journal."""
+        return (
+            not self._adopted.is_set()
+            or bool(self._inbox)
+            or any(road.todo and road.lane.trouble is None for road in self._roads)
+        )
+
+    def _feed_all(self) -> None:
+        """Take over, take in, hand on, note what was confirmed."""
+        self._adopt_if_due()
+        while not self._expired():
+            self._take_in()
+            touched = [held for road in self._roads for held in self._feed(road)]
+            for held in touched:
+                self._spill(held)
+            self._count_fed()
+            self._settle()
+            if not touched:
+                break
+        self._save_cursors()
+        self._sync_if_due()
+
+    def _pump(self) -> None:
+        super()._pump()
+        for road in self._roads:
+            if road.todo and road.lane.clogged and not self._closed:
+                # It works and is full: the next look comes as soon as there is room.
+                road.lane.wait_for_room(TICK)
+                self._wake.set()
+
+    def _take_in(self) -> None:
+        """Give what was released its place in the stream, and each lane its reference."""
+        while self._inbox:
+            held = self._inbox.popleft()
+            held.sequence = self._stream.reserve(held.count)
+            for road in self._roads:
+                if road.name not in held.skip:
+                    road.todo.append(held)
+            for offset, event in enumerate(held.events or ()):
+                self._stream.place(event, held.sequence + offset)
+            self._taken_in = held.before + held.count
+        while self._ended:
+            self._finish(self._ended.popleft())
+
+    def _feed(self, road: Road) -> list[Held]:
+        """Hand a lane what it has room for; the units that were handed over whole."""
+        taken: list[Held] = []
+        lane = road.lane
+        since = 0
+        while road.todo and not self._expired():
+            held = road.todo[0]
+            if road.events is None:
+                if lane.pending >= lane.capacity:
+                    break
+                road.events = self._decided_events(held)
+                road.at = road.gone = 0
+            while road.at < len(road.events) and lane.pending < lane.capacity:
+                event = road.events[road.at]
+                # Counted first: an interrupted thread must not feed it twice.
+                road.at += 1
+                self._emit_one(road, event)
+                since += 1
+                if since >= SLICE:
+                    since = 0
+                    time.sleep(0)
+            if road.at < len(road.events):
+                break
+            road.took(held)
+            taken.append(held)
+        return taken
+
+    def _emit_one(self, road: Road, event: Event) -> None:
+        try:
+            self._emit(road.lane, event)
+        except Exception:  # noqa: BLE001 - one odd event costs itself, not the events behind it
+            road.gone += 1
+            self._lost_one()
+
+    def _decided_events(self, held: Held) -> list[Event]:
+        """The events of a released unit as they go out."""
+        if held.events is not None:
+            return held.events
+        events = decided(self._events(held), held)
+        if len(events) != held.count:
+            self._unreadable(held)
+            return []
+        for offset, event in enumerate(events):
+            self._stream.place(event, held.sequence + offset)
+        return events
+
+    def _events(self, held: Held) -> list[Event]:
+        """The events of a unit, read back from the journal if they are not in memory."""
+        if held.events is not None:
+            return held.events
+        source, place = held.source, held.place
+        if source is not None and place is not None:
+            with suppress(OSError, ValueError):
+                payload = source.journal.read(place)
+                if payload is not None:
+                    return decode_unit(payload)[0]
+        return []
+
+    def _unreadable(self, held: Held) -> None:
+        self.lost_records += 1
+        self.dropped += held.count
+        line = "otel_activity: a unit of %d events can no longer be read from the journal %s; it is lost"
+        path = held.source.journal.path if held.source is not None else ""
+        log_safely(logging.ERROR, line, held.count, path)
+
+    def _spill(self, held: Held) -> None:
+        """Let go of the events once a lane has them; a lane that is full will read them from the journal."""
+        if held.events is not None and (held.untaken == 0 or held.source is not None):
+            held.events = None
+            self._let_go += held.count
+
+    def _count_fed(self) -> None:
+        """Everything before the first unit that some lane has not taken was fed."""
+        self._fed = min((road.todo[0].before for road in self._roads if road.todo), default=self._taken_in)
+
+    # --- confirmation ------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Note what the exporters confirmed, and finish units that all of them have."""
+        for road in self._roads:
+            for held in road.settled():
+                if held.source is not None:
+                    held.source.confirm(road.name, held.mark)
+                held.unconfirmed -= 1
+                if held.unconfirmed == 0:
+                    self._finish(held)
+
+    def _finish(self, held: Held) -> None:
+        if held.source is not None and held.place is not None:
+            held.source.finish(held.place)
+
+    def _save_cursors(self) -> None:
+        for source in tuple(self._sources):
+            try:
+                if source.done and not source.own:
+                    self._sources.remove(source)
+                    source.journal.close(remove=True)
+                    self._foreign.discard(source.journal.path)
+                else:
+                    source.save()
+            except OSError as error:
+                line = f"{source.journal.path} cannot be written ({_reason(error)})"
+                self._say("cursor", logging.ERROR, line)
+
+    def _sync_if_due(self) -> None:
+        now = time.monotonic()
+        own = self._own
+        if own is not None and now >= self._sync_at:
+            self._sync_at = now + _SYNC_EVERY
+            try:
+                own.journal.sync()
+            except OSError as error:
+                line = f"the journal cannot be synced to disk ({_reason(error)})"
+                self._say("sync", logging.ERROR, line)
+
+    # --- dead processes ----------------------------------------------------------------------
+
+    def _adopt_if_due(self) -> None:
+        now = time.monotonic()
+        if now < self._adopt_at or self._closed:
+            return
+        self._adopt_at = now + _ADOPT_EVERY
+        try:
+            # This process's own locks are not tried: another descriptor of the file would be refused anyway.
+            self._foreign.update(source.journal.path for source in self._sources)
+            for journal in orphans(self._home, self._foreign):
+                self._foreign.add(journal.path)
+                self._adopt(journal)
+        except OSError as error:
+            line = f"journals of dead processes cannot be read ({_reason(error)})"
+            self._say("adopt", logging.ERROR, line)
+        finally:
+            self._adopted.set()
+
+    def _adopt(self, journal: Journal) -> None:
+        try:
+            found = take_over(journal, [road.name for road in self._roads])
+        except (OSError, ValueError) as error:
+            line = f"the journal {journal.path} is left alone ({_reason(error)})"
+            self._say(f"adopt {journal.path}", logging.ERROR, line)
+            journal.abandon()
+            if isinstance(error, OSError):
+                self._foreign.discard(journal.path)  # a full disk, perhaps: to be tried again
+            return
+        self._report(found)
+        self._sources.append(found.source)
+        self.undecided_units += sum(held.commit == Commit.UNKNOWN.value for held in found.released)
+        with self._lock:
+            for held in found.released:
+                self._let_in(held)
+                self.adopted += held.count
+        for held in found.undecided:
+            self._adopt_undecided(held)
+
+    def _adopt_undecided(self, held: Held) -> None:
+        """A dead process left a unit between prepare and mark."""
+        source, place = held.source, held.place
+        if self._docket is not None and source is not None and place is not None:
+            with suppress(OSError, ValueError):
+                payload = source.journal.read(place)
+                held.proof = None if payload is None else decode_unit(payload)[1]
+        if self._ask(held):
+            return
+        self.undecided_units += 1
+        with self._lock:
+            if source is not None:
+                held.mark = self._mark(source, RELEASED, encode_release(held))
+            self._let_in(held)
+            self.adopted += held.count
+
+    def _report(self, found: TakenOver) -> None:
+        path, losses = found.source.journal.path, found.losses
+        self.lost_bytes += losses.bytes
+        self.lost_records += losses.records
+        if losses:
+            log_safely(
+                logging.ERROR,
+                "otel_activity: the journal %s is damaged: %d bytes are unreadable; %s%d records are lost",
+                path,
+                losses.bytes,
+                "at least " if losses.tail else "",
+                losses.records,
+            )
+        count = sum(held.count for held in (*found.released, *found.undecided))
+        if count:
+            line = "otel_activity: %d events that a dead process left in %s are delivered now"
+            log_safely(logging.WARNING, line, count, path)
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def flush(self, timeout: float, poke: Callable[[], None]) -> bool:
+        """As `Feeder.flush`; what dead processes left, and what is still undecided, counts as well."""
+        deadline = time.monotonic() + timeout
+        while not self._adopted.is_set() and not self._closed and time.monotonic() < deadline:
+            thread = self._thread
+            if thread is None or not thread.is_alive():
+                self._pump()
+            else:
+                self._wake.set()
+                self._adopted.wait(0.002)
+        asked = True
+        if self._docket is not None and not self._docket.wait(0.0):
+            poke()
+            asked = self._docket.wait(deadline)
+        return super().flush(max(0.0, deadline - time.monotonic()), poke) and asked
+
+    def _confirmed(self) -> None:
+        """Write the cursors: the process may be ended by a signal right after its flush."""
+        if self._pumper != threading.get_ident() and self._pumping.acquire(timeout=TICK):
+            try:
+                self._pumper = threading.get_ident()
+                self._settle()
+                self._save_cursors()
+            finally:
+                self._pumper = 0
+                self._pumping.release()
+
+    def close(self, deadline: float) -> None:
+        """As `Feeder.close`; a question that is open stays in the journal for the next process."""
+        if self._docket is not None:
+            self._docket.wait(min(deadline, time.monotonic() + _LAST_QUESTIONS))
+            for held in self._docket.close(deadline):
+                if held.source is None:  # nobody will ever ask about it again
+                    self.undecided_units += 1
+                    self._release(held)
+        super().close(deadline)
+
+    def abandon(self) -> None:
+        """The process ends at once: say what stays."""
+        units = sum(source.open for source in tuple(self._sources))
+        if units:
+            line = "otel_activity: %d transactions wait in %s; the next process of this service delivers them"
+            log_safely(logging.WARNING, line, units, self._home)
+
+    def finish(self) -> bool:
+        """Note the last confirmations; keep what is left for the next start, remove what is not needed."""
+        if not self._pumping.acquire(timeout=1.0):
+            return False  # the feeder hangs in a disk that does not answer; the next start finds the journal
+        try:
+            self._take_in()
+            self._settle()
+            self._save_cursors()
+            left = list({id(held): held for road in self._roads for held in road.unsettled()}.values())
+            for source in self._sources:
+                try:
+                    source.journal.close(remove=source.done)
+                except OSError as error:
+                    line = f"{source.journal.path} cannot be closed ({_reason(error)})"
+                    self._say("close", logging.ERROR, line)
+            undecided = sum(source.open for source in self._sources) - sum(
+                held.source is not None for held in left
+            )
+            self._sources = []
+            self._own = None
+        finally:
+            self._pumping.release()
+        self._say_left(left)
+        return not left and not undecided
+
+    def _say_left(self, left: list[Held]) -> None:
+        kept = sum(held.count for held in left if held.source is not None)
+        lost = sum(held.count for held in left if held.source is None)
+        if kept:
+            line = "otel_activity: %d events wait in %s; the next process of this service delivers them"
+            log_safely(logging.WARNING, line, kept, self._home)
+        if lost:
+            self.dropped += lost
+            line = "otel_activity: %d events were not delivered before the process ended, and not journaled"
+            log_safely(logging.ERROR, line, lost)
+
+    def metrics(self) -> dict[str, Any]:
+        """Counters for `get_queue_metrics`."""
+        sources = tuple(self._sources)
+        return {
+            **super().metrics(),
+            "journal": {
+                "bytes": sum(source.journal.size for source in sources),
+                "segments": sum(source.journal.segments for source in sources),
+                "units": sum(source.open for source in sources),
+                "asked": 0 if self._docket is None else self._docket.units,
+                "adopted": self.adopted,
+                "unjournaled": self.unjournaled,
+                "lost_bytes": self.lost_bytes,
+                "lost_records": self.lost_records,
+            },
+        }
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

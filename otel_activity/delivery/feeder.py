@@ -1,0 +1,284 @@
+"""The feeding thread, and what every delivery class does with it: start, flush, close, count."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import uuid_utils
+
+from otel_activity import semconv
+from otel_activity.delivery.lane import log_safely
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from otel_activity.delivery.lane import Lane
+    from otel_activity.events import Commit, Entry, Event, Unit
+
+__all__ = ["REPEAT", "SLICE", "TICK", "Feeder", "Stream"]
+
+TICK: Final = 0.1
+"""Seconds between two looks at the queue. Polled, because waking a thread costs the request that does it."""
+SLICE: Final = 64
+"""Events handled before the thread offers the interpreter to the others."""
+REPEAT: Final = 60.0
+"""Seconds between two log lines about the same trouble."""
+_NUDGE: Final = 0.25
+"""Seconds after which a flush that still waits asks the exporters again."""
+
+
+class Stream:
+    """The order of events of one process: a stream id, and a sequence without gaps given at release."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a stream of its own, in a new process."""
+        self.id = str(uuid_utils.uuid7())
+        self.sequence = 0
+
+    def stamp(self, event: Event) -> None:
+        """Give the event the next place."""
+        self.place(event, self.reserve(1))
+
+    def reserve(self, count: int) -> int:
+        """Keep places for so many events; the first of them."""
+        first = self.sequence + 1
+        self.sequence += count
+        return first
+
+    def place(self, event: Event, sequence: int) -> None:
+        """Give the event a place that was reserved."""
+        event.attributes[semconv.STREAM_ID] = self.id
+        event.attributes[semconv.SEQUENCE] = sequence
+
+
+class Feeder:
+    """A thread that takes released units to the lanes; a delivery class says how.
+
+    Args:
+        lanes: the roads out.
+        capacity: most events that wait in memory for the thread.
+        started: called when the first unit of a process was released.
+    """
+
+    def __init__(
+        self, lanes: Sequence[Lane], *, capacity: int, started: Callable[[], object] | None = None
+    ) -> None:
+        self.lanes = tuple(lanes)
+        self.capacity = capacity
+        self._started = started
+        self._stream = Stream()
+        self._closed = False
+        self._until: float | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        """Empty, as in a new process."""
+        self.released = self.dropped = self.undecided_units = 0
+        self._fed = 0
+        self._said: dict[str, float] = {}
+        # Re-entrant, because a signal handler that commits may interrupt its owner.
+        self._lock = threading.RLock()
+        self._pumping = threading.Lock()
+        self._pumper = 0
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def after_fork(self) -> None:
+        """In a forked child: an empty queue, a stream of its own, a thread of its own when needed."""
+        self._reset()
+        self._stream.restart()
+        for lane in self.lanes:
+            lane.after_fork()
+
+    # --- what a delivery class says ----------------------------------------------------------
+
+    @property
+    def _entered(self) -> int:
+        """Events that were ever let in, in the order in which they are fed."""
+        return self.released
+
+    @property
+    def _waiting(self) -> int:
+        """Events that were let in and not fed to the exporters yet."""
+        return self._entered - self._fed
+
+    def _feed_all(self) -> None:
+        """Feed the exporters, in the feeding thread or in one that stands in for it; never in two."""
+        raise NotImplementedError
+
+    def _worth_waiting(self) -> bool:
+        """Whether waiting at the end may still bring events to the exporters."""
+        return self._waiting > 0
+
+    def _confirmed(self) -> None:
+        """A flush found everything confirmed."""
+
+    def start(self) -> None:
+        """The process begins to be audited."""
+
+    def finish(self) -> bool:
+        """The exporters are shut down: nothing will be confirmed any more. Whether nothing was left."""
+        return True
+
+    # --- the feeding thread ------------------------------------------------------------------
+
+    def _ensure_thread(self) -> None:
+        """Start the thread if there is none."""
+        if self._thread is not None or self._closed:
+            return
+        with self._lock:
+            start = self._thread is None and not self._closed
+            if start:
+                self._thread = threading.Thread(target=self._run, name="otel-activity-feeder", daemon=True)
+        if start:
+            self._start()
+
+    def _start(self) -> None:
+        thread = self._thread
+        try:
+            if thread is not None:
+                thread.start()
+        except RuntimeError:
+            # The interpreter is shutting down: the last flush pumps in its own thread.
+            self._thread = None
+            return
+        if self._started is not None:
+            self._started()
+
+    def _run(self) -> None:
+        me = threading.current_thread()
+        try:
+            while not self._closed and self._thread is me:
+                self._wake.wait(TICK)
+                self._wake.clear()
+                self._pump()
+        finally:
+            if self._thread is me:
+                self._thread = None  # whatever ended it: the next release starts another
+
+    def _pump(self) -> None:
+        """Feed what waits, unless somebody is at it."""
+        if self._pumper == threading.get_ident():
+            return  # in a signal handler that interrupted this very thread here: it cannot go on before us
+        if not self._pumping.acquire(timeout=1.0):
+            return
+        try:
+            self._pumper = threading.get_ident()
+            self._feed_all()
+        finally:
+            self._pumper = 0
+            self._pumping.release()
+
+    def _encoded(self, entry: Entry, unit: Unit, commit: Commit) -> Event | None:
+        """The entry as an event; None, counted and logged, when that fails: its neighbours go on."""
+        try:
+            return entry.to_event(unit, commit)
+        except Exception:  # noqa: BLE001 - see above
+            self._lost_one()
+            return None
+
+    def _lost_one(self) -> None:
+        self.dropped += 1
+        log_safely(
+            logging.ERROR, "otel_activity: internal error while encoding an event; it is lost", exc_info=True
+        )
+
+    def _expired(self) -> bool:
+        return self._until is not None and time.monotonic() >= self._until
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def flush(self, timeout: float, poke: Callable[[], None]) -> bool:
+        """Whether everything released until now was confirmed within `timeout` seconds.
+
+        What is released meanwhile is not waited for.
+
+        Args:
+            timeout: seconds.
+            poke: asks the exporters to send what they have, without waiting.
+        """
+        deadline = time.monotonic() + timeout
+        entered = self._entered
+        dropped = [lane.dropped for lane in self.lanes]
+        self._wake.set()
+        self._wait_fed(entered, deadline)
+        poke()
+        if self._fed < entered:
+            return False
+        marks = [lane.entered for lane in self.lanes]
+        left = [self._left(lane, mark, deadline, poke) for lane, mark in zip(self.lanes, marks, strict=True)]
+        done = all(left) and dropped == [lane.dropped for lane in self.lanes]
+        self._confirmed()
+        return done
+
+    def _wait_fed(self, entered: int, deadline: float) -> None:
+        while self._fed < entered and time.monotonic() < deadline:
+            thread = self._thread
+            if thread is None or not thread.is_alive():
+                self._pump()
+            if self._fed < entered:
+                time.sleep(0.002)
+
+    @staticmethod
+    def _left(lane: Lane, mark: int, deadline: float, poke: Callable[[], None]) -> bool:
+        while not lane.wait_for_mark(mark, max(0.0, min(_NUDGE, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                return False
+            poke()
+        return True
+
+    def close(self, deadline: float) -> None:
+        """Stop the thread and feed what is left; events released later are counted as dropped."""
+        thread = self._thread
+        self._until = deadline
+        self._wake.set()
+        while (
+            self._worth_waiting() and time.monotonic() < deadline and thread is not None and thread.is_alive()
+        ):
+            time.sleep(0.002)
+        if thread is None or not thread.is_alive():
+            self._pump()
+        with self._lock:
+            self._closed = True
+        self._wake.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._pump()
+
+    def abandon(self) -> None:
+        """The process ends at once: count what was not fed, and is kept nowhere, as lost; say what stays."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, Any]:
+        """Counters for `get_queue_metrics`."""
+        return {
+            "waiting": self._waiting,
+            "released": self.released,
+            "dropped": self.dropped + sum(lane.dropped for lane in self.lanes),
+            "undecided": self.undecided_units,
+            "exporters": {
+                lane.name: {
+                    "pending": lane.pending,
+                    "confirmed": lane.confirmed,
+                    "dropped": lane.dropped,
+                    "retries": lane.retries,
+                    "trouble": lane.trouble,
+                }
+                for lane in self.lanes
+            },
+        }
+
+    def _say(self, about: str, level: int, line: str) -> None:
+        """One line a minute about one thing: every commit of an outage comes here, even that of a log
+        handler which writes to the audited database.
+        """
+        now = time.monotonic()
+        if now - self._said.get(about, -REPEAT) >= REPEAT:
+            self._said[about] = now
+            log_safely(level, "otel_activity: %s", line)

@@ -1,0 +1,369 @@
+"""What durable delivery holds: units between journal and exporters, and how they are written down."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from otel_activity import semconv
+from otel_activity.delivery.journal import Journal, Losses, Place
+from otel_activity.events import Commit, Event, Proof, Severity
+from otel_activity.semconv import ROLLED_BACK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from otel_activity.delivery.lane import Lane
+    from otel_activity.delivery.records import Record
+
+__all__ = [
+    "ABORTED",
+    "CONFIRMED",
+    "PREPARED",
+    "RELEASED",
+    "Held",
+    "Road",
+    "Source",
+    "TakenOver",
+    "decided",
+    "decode_unit",
+    "encode_abort",
+    "encode_release",
+    "encode_unit",
+    "survivors",
+    "take_over",
+]
+
+# Kinds of records. A reader passes over kinds that it does not know.
+PREPARED: Final = 1
+"""A unit, encoded, before COMMIT: number of events, then the events."""
+RELEASED: Final = 2
+"""A unit goes out: the number of its prepared record, ``activity.commit`` and why that is not known."""
+ABORTED: Final = 3
+"""A unit that did not happen: the number of its prepared record."""
+CONFIRMED: Final = 4
+"""For each exporter the number of the last release that it confirmed; those before it are confirmed too."""
+
+NO_MARK: Final = "process ended during commit"
+"""``error.type`` of a unit whose process died between prepare and mark."""
+DAMAGED: Final = "journal damaged"
+"""``error.type`` of a unit whose mark may have been there."""
+
+_ENTITY: Final = "activity.entity."
+
+_COUNT: Final = struct.Struct("<I")
+_NUMBER: Final = struct.Struct("<Q")
+
+
+class _Prepared(msgspec.Struct, array_like=True):
+    """A prepared unit. Trace ids stand apart, because JSON readers take no integer of 128 bits."""
+
+    events: list[Event]
+    traces: list[str] | None = None
+    proof: Proof | None = None
+
+
+class _Released(msgspec.Struct, array_like=True):
+    """A release: the fate, why it is not known, and how many events go out if not all do."""
+
+    commit: str
+    error: str | None = None
+    count: int | None = None
+
+
+# JSON, because an event's changes are JSON text already and go in as they are.
+_encode = msgspec.json.Encoder().encode
+_decode_unit = msgspec.json.Decoder(_Prepared).decode
+_decode_release = msgspec.json.Decoder(_Released).decode
+_decode_cursors = msgspec.json.Decoder(dict[str, int]).decode
+
+
+def encode_unit(events: list[Event], proof: Proof | None = None) -> bytes:
+    """The payload of a prepared record.
+
+    Raises:
+        OverflowError, TypeError, ValueError: an event holds what `Event` promises it does not.
+    """
+    traces = [event.trace_id for event in events]
+    if not any(traces):
+        return _COUNT.pack(len(events)) + _encode(_Prepared(events, None, proof))
+    for event in events:
+        event.trace_id = 0
+    try:
+        apart = [f"{trace:x}" for trace in traces]
+        return _COUNT.pack(len(events)) + _encode(_Prepared(events, apart, proof))
+    finally:
+        for event, trace in zip(events, traces, strict=True):
+            event.trace_id = trace
+
+
+def decode_unit(payload: bytes) -> tuple[list[Event], Proof | None]:
+    """The events of a prepared record, and its proof.
+
+    Raises:
+        ValueError: the payload is none.
+    """
+    unit = _decode_unit(memoryview(payload)[_COUNT.size :])
+    for event, trace in zip(unit.events, unit.traces or (), strict=False):
+        event.trace_id = int(trace, 16)
+    return unit.events, unit.proof
+
+
+def encode_release(held: Held) -> bytes:
+    """The payload of a release."""
+    count = held.count if held.commit == ROLLED_BACK else None
+    return _NUMBER.pack(held.number) + _encode(_Released(held.commit, held.error, count))
+
+
+def encode_abort(held: Held) -> bytes:
+    """The payload of an abort."""
+    return _NUMBER.pack(held.number)
+
+
+def decided(events: list[Event], held: Held) -> list[Event]:
+    """The events as they go out, once the fate of their unit is known."""
+    if held.commit == ROLLED_BACK:
+        return [_failed(event) for event in survivors(events)]
+    for event in events:
+        attributes = event.attributes
+        if semconv.COMMIT in attributes:  # else it is an action that belongs to no transaction
+            attributes[semconv.COMMIT] = held.commit
+            if held.error is not None:
+                attributes.setdefault(semconv.ERROR_TYPE, held.error)
+    return events
+
+
+def survivors(events: list[Event]) -> list[Event]:
+    """What is reported although its transaction was rolled back; see `events.Entry.survives`."""
+    return [event for event in events if not event.name.startswith(_ENTITY)]
+
+
+def _failed(event: Event) -> Event:
+    """As `Entry.rolled_back` would have made it, had the process lived."""
+    attributes = event.attributes
+    for name in (semconv.TRANSACTION_ID, semconv.COMMIT, semconv.DB_SYSTEM_NAME, semconv.DB_NAMESPACE):
+        attributes.pop(name, None)
+    attributes[semconv.ACTIVITY_OUTCOME] = "failure"
+    attributes.setdefault(semconv.ERROR_TYPE, ROLLED_BACK)
+    event.severity = Severity.WARN
+    return event
+
+
+class Held:
+    """One unit from prepare until every exporter has confirmed it.
+
+    Attributes:
+        count: number of events.
+        events: encoded; None once they are only in the journal.
+        source: the journal that holds it; None when it is in memory alone.
+        place: of its prepared record.
+        mark: number of its release in the journal.
+        commit: ``activity.commit``.
+        error: ``error.type``.
+        sequence: place in the stream of its first event.
+        skip: exporters that have it already.
+        before: events that were let in before it.
+        proof: by what the database can be asked about it.
+        untaken: lanes it was not handed to yet.
+        unconfirmed: exporters that have not confirmed it.
+    """
+
+    __slots__ = (
+        "before",
+        "commit",
+        "count",
+        "error",
+        "events",
+        "mark",
+        "place",
+        "proof",
+        "sequence",
+        "skip",
+        "source",
+        "unconfirmed",
+        "untaken",
+    )
+
+    def __init__(self, events: list[Event] | None, count: int, lanes: int) -> None:
+        self.count = count
+        self.events = events
+        self.source: Source | None = None
+        self.place: Place | None = None
+        self.mark = -1
+        self.commit = Commit.UNKNOWN.value
+        self.error: str | None = None
+        self.sequence = 0
+        self.skip: tuple[str, ...] = ()
+        self.untaken = self.unconfirmed = lanes
+        self.before = 0
+        self.proof: Proof | None = None
+
+    @property
+    def number(self) -> int:
+        """Of its prepared record; -1 when it is not in a journal."""
+        return -1 if self.place is None else self.place.number
+
+
+class Source:
+    """A journal that units come from: this process's own, or one that was taken over."""
+
+    def __init__(self, journal: Journal, *, own: bool) -> None:
+        self.journal = journal
+        self.own = own
+        self._cursors: dict[str, int] = {}
+        self._changed = False
+        self._finished = 0
+        self._begun = 0
+
+    @property
+    def open(self) -> int:
+        """Units that are not finished."""
+        return self._begun - self._finished
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing in the journal is needed any more."""
+        return self.open == 0
+
+    def begin(self) -> None:
+        """A unit was written; called under the journal's lock."""
+        self._begun += 1
+
+    def take(self, held: Held) -> None:
+        """A unit of a journal that was taken over is still needed."""
+        if held.place is not None:
+            self.begin()
+            opened = self.journal.opened
+            opened[held.place.segment] = opened.get(held.place.segment, 0) + 1
+
+    def finish(self, place: Place) -> None:
+        """A unit was aborted, or confirmed by all exporters."""
+        self._finished += 1
+        self.journal.finish(place.segment)
+
+    def confirm(self, exporter: str, mark: int) -> None:
+        """An exporter has confirmed all releases up to `mark`."""
+        self._cursors[exporter] = mark
+        self._changed = True
+
+    def save(self) -> None:
+        """Write down what was confirmed, and delete segments that are not needed.
+
+        Raises:
+            OSError: the journal cannot be written; what was confirmed may be sent again.
+        """
+        stale = self.journal.stale()
+        # What was written down before may stand in a segment that goes now.
+        if self._changed or (stale and self._cursors):
+            if not self.journal.append_soon(CONFIRMED, _encode(self._cursors)):
+                return
+            self._changed = False
+        self.journal.prune(stale)
+
+
+class Road:
+    """The way of units through one lane.
+
+    Attributes:
+        lane: that is fed.
+        todo: units that the lane has not taken whole, in the order of release.
+        events: of the first of them, while it is being handed over.
+        at: how many of these were handed over.
+        gone: how many of those the lane never got, because they could not be emitted.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.name = lane.name
+        self.todo: deque[Held] = deque()
+        self.events: list[Event] | None = None
+        self.at = 0
+        self.gone = 0
+        self._taken: deque[tuple[int, Held]] = deque()
+        self._fed = 0
+
+    def took(self, held: Held) -> None:
+        """The lane has taken the first unit whole."""
+        self.todo.popleft()
+        self._fed += self.at - self.gone
+        self._taken.append((self._fed, held))
+        self.events = None
+        held.untaken -= 1
+
+    def settled(self) -> Iterator[Held]:
+        """Units that the exporter confirmed, each once. Exporters confirm in the order they were fed."""
+        settled = self.lane.settled
+        while self._taken and self._taken[0][0] <= settled:
+            yield self._taken.popleft()[1]
+
+    def unsettled(self) -> Iterator[Held]:
+        """Units that the exporter has not confirmed."""
+        yield from (held for _, held in self._taken)
+        yield from self.todo
+
+
+class TakenOver(NamedTuple):
+    """What the journal of a dead process holds."""
+
+    source: Source
+    released: list[Held]
+    """Committed, or unknown, and not with all exporters."""
+    undecided: list[Held]
+    """Without a mark; each has a proof if its process could read one."""
+    losses: Losses
+
+
+def take_over(journal: Journal, exporters: Sequence[str]) -> TakenOver:
+    """Read the journal of a dead process: what it released and not all exporters have, what it left open.
+
+    Raises:
+        OSError: the journal cannot be read or written.
+        ValueError: a newer version wrote it.
+    """
+    losses = Losses()
+    source = Source(journal, own=False)
+    waiting: dict[int, Held] = {}
+    released: list[Held] = []
+    cursors: dict[str, int] = {}
+    for record, segment in journal.recover(losses):
+        if record.kind == PREPARED:
+            waiting[record.number] = _prepared(record, segment, source, len(exporters))
+        elif record.kind in (RELEASED, ABORTED):
+            held = waiting.pop(_NUMBER.unpack_from(record.payload)[0], None)
+            if held is not None and record.kind == RELEASED:
+                released.append(_released(held, record))
+        elif record.kind == CONFIRMED:
+            cursors.update(_decode_cursors(record.payload))
+    left = [held for held in released if not _has_all(held, exporters, cursors)]
+    undecided = list(waiting.values())
+    for held in undecided:
+        held.error = DAMAGED if losses else NO_MARK
+    for held in (*left, *undecided):
+        source.take(held)
+    return TakenOver(source, left, undecided, losses)
+
+
+def _prepared(record: Record, segment: int, source: Source, lanes: int) -> Held:
+    (count,) = _COUNT.unpack_from(record.payload)
+    held = Held(None, count, lanes)
+    held.source = source
+    held.place = Place(record.number, segment, record.start, record.end - record.start)
+    return held
+
+
+def _released(held: Held, record: Record) -> Held:
+    release = _decode_release(memoryview(record.payload)[_NUMBER.size :])
+    held.commit, held.error = release.commit, release.error
+    if release.count is not None:
+        held.count = release.count
+    held.mark = record.number
+    return held
+
+
+def _has_all(held: Held, exporters: Sequence[str], cursors: dict[str, int]) -> bool:
+    held.skip = tuple(name for name in exporters if cursors.get(name, -1) >= held.mark)
+    held.untaken = held.unconfirmed = len(exporters) - len(held.skip)
+    return held.untaken == 0

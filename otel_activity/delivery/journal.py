@@ -1,0 +1,509 @@
+"""An append-only journal on disk: what a process has prepared and decided, readable after any kind of death.
+
+One process writes one journal: a directory with a lock file and segments of bounded size. Segments are
+deleted from the oldest on, never out of order, so a mark that is still needed is never deleted before the
+unit that it belongs to.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import uuid_utils
+
+from otel_activity.delivery.filelock import try_lock
+from otel_activity.delivery.records import (
+    FORMAT,
+    HEADER_SIZE,
+    RECORD_SIZE,
+    Damage,
+    Record,
+    frame,
+    parse,
+    read_header,
+    scan,
+    segment_header,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["Journal", "JournalFull", "Losses", "Place", "orphans"]
+
+_logger: Final = logging.getLogger("otel_activity")
+_LOCK: Final = "lock"
+_SUFFIX: Final = ".seg"
+_LARGEST_SEGMENT: Final = 8 << 20
+"""Large enough that a new file is rare, small enough to be read whole when it is adopted."""
+_WAIT: Final = 0.05
+"""Seconds that background work waits for the lock: its holder may be a request that a signal handler
+interrupted, and that handler may be waiting for the background."""
+
+_datasync: Final = getattr(os, "fdatasync", os.fsync)
+_crc32 = zlib.crc32
+
+
+class JournalFull(Exception):
+    """The journal has reached its bound; nothing was written."""
+
+
+class Place(NamedTuple):
+    """Where a record stands."""
+
+    number: int
+    segment: int
+    offset: int
+    length: int
+
+
+@dataclass
+class Losses:
+    """What a reader could not read.
+
+    Attributes:
+        bytes: that are no record and no torn tail.
+        records: missing numbers between records that were read.
+        tail: more records may be missing at the very end, where no number tells.
+        torn: bytes of writes that were interrupted.
+    """
+
+    bytes: int = 0
+    records: int = 0
+    tail: bool = False
+    torn: int = 0
+    _expected: int | None = field(default=None, repr=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.bytes or self.records)
+
+    def begin(self, first: int) -> None:
+        """A segment begins with the number `first`."""
+        self._count(first)
+        self._expected = first
+
+    def found(self, number: int) -> None:
+        """A record was read."""
+        self._count(number)
+        self._expected = number + 1
+
+    def _count(self, number: int) -> None:
+        if self._expected is not None and number > self._expected:
+            self.records += number - self._expected
+            self.tail = False
+
+    def damaged(self, damage: Damage) -> None:
+        """Bytes were skipped."""
+        size = damage.end - damage.start
+        if damage.torn:
+            self.torn += size
+        else:
+            self.bytes += size
+            self.tail = True
+
+    @property
+    def following(self) -> int:
+        """Number for the next record."""
+        return self._expected or 0
+
+
+def orphans(home: Path, known: set[Path]) -> Iterator[Journal]:
+    """The journals of dead processes below `home`, taken over, the oldest first.
+
+    Args:
+        home: directory with one directory for each process.
+        known: journals that this process holds; their locks must not be touched. One that cannot be opened
+            is added, so that it is reported once.
+    """
+    try:
+        paths = sorted(path for path in home.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return
+    for path in paths:
+        if path in known:
+            continue
+        try:
+            journal = _adopted(path)
+        except OSError as error:
+            known.add(path)
+            _logger.error("otel_activity: the journal %s cannot be opened (%s)", path, error.strerror)
+            continue
+        if journal is not None:
+            yield journal
+
+
+def _adopted(path: Path) -> Journal | None:
+    try:
+        lock = try_lock(str(path / _LOCK))
+    except FileNotFoundError:  # another process finished it just now
+        return None
+    if lock is None:
+        return None
+    try:
+        return Journal(path, lock)
+    except OSError:
+        os.close(lock)
+        raise
+
+
+class Journal:
+    """One journal, held by its lock. Appending and reading are for any thread, deleting for one.
+
+    Args:
+        path: its directory.
+        lock: descriptor that holds the lock.
+        fsync: ``always``, ``interval`` (whoever calls `sync` decides when) or ``never``.
+        max_bytes: bound for `append`; None for none.
+    """
+
+    def __init__(
+        self, path: Path, lock: int, *, fsync: str = "interval", max_bytes: int | None = None
+    ) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.opened: dict[int, int] = {}
+        """Units that were begun in each segment; written by appending threads."""
+        self._finished: dict[int, int] = {}
+        self._owner = lock
+        self._fsync = fsync
+        self._max_bytes = max_bytes
+        self._segment_bytes = _LARGEST_SEGMENT
+        if max_bytes is not None:
+            self._segment_bytes = min(_LARGEST_SEGMENT, max(max_bytes // 8, 4096))
+        self._sizes = dict(sorted((int(found.stem), found.stat().st_size) for found in self._files()))
+        self._active = max(self._sizes, default=0)
+        self._descriptor: int | None = None
+        self._offset = 0
+        self._next = 0
+        self._written = sum(self._sizes.values())
+        self._deleted = 0
+        self._dirty = False
+        self._retired: list[int] = []
+        self._reading = threading.Lock()
+        self._reader: tuple[int, int] | None = None
+        self._busy = False
+
+    @classmethod
+    def create(cls, home: Path, *, fsync: str, max_bytes: int) -> Journal:
+        """A new and empty journal below `home`.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        _make_private(home)
+        while True:
+            path = home / str(uuid_utils.uuid7())
+            path.mkdir(mode=0o700)
+            # A process that looks for orphans may see the directory before we hold its lock: let it have it.
+            with suppress(FileNotFoundError):
+                lock = try_lock(str(path / _LOCK))
+                if lock is not None:
+                    break
+        journal = cls(path, lock, fsync=fsync, max_bytes=max_bytes)
+        try:
+            journal._roll()
+        except OSError:
+            journal.close(remove=True)
+            raise
+        return journal
+
+    def _files(self) -> Iterator[Path]:
+        return (found for found in self.path.glob(f"*{_SUFFIX}") if found.stem.isdigit())
+
+    def _file(self, segment: int) -> Path:
+        return self.path / f"{segment:08d}{_SUFFIX}"
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self._written - self._deleted
+
+    @property
+    def segments(self) -> int:
+        """Number of files."""
+        return len(self._sizes)
+
+    @property
+    def last(self) -> int:
+        """Number of the newest record; -1 when there is none."""
+        return self._next - 1
+
+    # --- appending ---------------------------------------------------------------------------
+
+    def append(self, kind: int, payload: bytes, *, unit: bool = False) -> Place:
+        """Write one record.
+
+        Args:
+            kind: of the record.
+            payload: its content.
+            unit: a unit begins: it counts against the bound, and its segment stays until it is finished.
+                (Marks go beyond the bound: without them a unit that is there already becomes a riddle.)
+
+        Raises:
+            JournalFull: a unit would exceed the bound.
+            OSError: disk full, or worse; nothing is left of the record.
+        """
+        crc = _crc32(payload)
+        with self.lock:
+            if self._busy:  # a signal handler interrupted this very thread in the middle of a record
+                raise OSError("a record is being written")
+            self._busy = True
+            try:
+                return self._append(kind, payload, crc, unit=unit)
+            finally:
+                self._busy = False
+
+    def _append(self, kind: int, payload: bytes, crc: int, *, unit: bool) -> Place:
+        size = RECORD_SIZE + len(payload)
+        if unit and self._max_bytes is not None and self.size + size > self._max_bytes:
+            raise JournalFull
+        if self._descriptor is None or (
+            self._offset + size > self._segment_bytes and self._offset > HEADER_SIZE
+        ):
+            self._roll()
+        place = Place(self._next, self._active, self._offset, size)
+        self._write(frame(self._next, kind, payload, crc))
+        self._next += 1
+        if unit:
+            self.opened[self._active] = self.opened.get(self._active, 0) + 1
+        return place
+
+    def append_soon(self, kind: int, payload: bytes) -> bool:
+        """As `append`, from the background: False when the lock is not to be had."""
+        if not self.lock.acquire(timeout=_WAIT):
+            return False
+        try:
+            self.append(kind, payload)
+        finally:
+            self.lock.release()
+        return True
+
+    def _write(self, data: bytes) -> None:
+        descriptor = self._descriptor
+        if descriptor is None:
+            raise OSError("the journal is closed")
+        try:
+            done = os.write(descriptor, data)
+            while done < len(data):
+                done += os.write(descriptor, data[done:])
+            if self._fsync == "always":
+                _datasync(descriptor)
+        except OSError:
+            self._undo(descriptor)
+            raise
+        self._offset += len(data)
+        self._written += len(data)
+        self._sizes[self._active] = self._offset
+        self._dirty = True
+
+    def _undo(self, descriptor: int) -> None:
+        """Cut half a record off; where even that fails, go on in another segment."""
+        try:
+            os.ftruncate(descriptor, self._offset)
+        except OSError:
+            self._retire()
+
+    def _roll(self) -> None:
+        """Begin the next segment."""
+        if self._owner < 0:
+            raise OSError("the journal is closed")
+        self._retire()
+        segment = self._active + 1
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(self._file(segment), flags, 0o600)
+        self._active, self._offset = segment, 0
+        self._sizes[segment] = 0
+        self._write(segment_header(self._next))
+        if self._fsync != "never":
+            _sync_directory(self.path)
+
+    def _retire(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        if self._fsync == "interval" and self._dirty:
+            self._retired.append(descriptor)
+        else:
+            os.close(descriptor)
+
+    def sync(self) -> None:
+        """Make what was appended durable against the loss of power.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if self._fsync != "interval" or not self._dirty or not self.lock.acquire(timeout=_WAIT):
+            return
+        try:
+            self._dirty = False
+            descriptors, self._retired = self._retired, []
+            if self._descriptor is not None:
+                # A copy, so that appending goes on, and may even begin another segment, meanwhile.
+                descriptors.append(os.dup(self._descriptor))
+        finally:
+            self.lock.release()
+        trouble: OSError | None = None
+        for descriptor in descriptors:
+            try:
+                _datasync(descriptor)
+            except OSError as error:
+                trouble = error
+            finally:
+                os.close(descriptor)
+        if trouble is not None:
+            self._dirty = True
+            raise trouble
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def recover(self, losses: Losses) -> Iterator[tuple[Record, int]]:
+        """All records of a journal that was taken over, each with its segment; then it can be appended to.
+
+        Args:
+            losses: filled while reading.
+
+        Raises:
+            OSError: a segment cannot be read.
+            ValueError: a newer version wrote it; it is left alone.
+        """
+        for segment in sorted(self._sizes):
+            data = self._file(segment).read_bytes()
+            header = read_header(data)
+            if header is not None:
+                version, first = header
+                if version > FORMAT:
+                    raise ValueError(f"journal format {version}; this version reads {FORMAT}")
+                losses.begin(first)
+            elif data:
+                self._damaged_header(data, losses)
+            for found in scan(data):
+                if isinstance(found, Damage):
+                    losses.damaged(found)
+                else:
+                    losses.found(found.number)
+                    yield found, segment
+        self._next = losses.following
+
+    def _damaged_header(self, data: bytes, losses: Losses) -> None:
+        torn = len(data) < HEADER_SIZE
+        losses.damaged(Damage(0, min(len(data), HEADER_SIZE), torn))
+
+    def read(self, place: Place) -> bytes | None:
+        """The payload of a record; None when it is not there any more, or damaged.
+
+        Raises:
+            OSError: the segment cannot be read.
+        """
+        with self._reading:
+            data = self._read(place)
+        record = parse(data, 0)
+        return record.payload if record is not None and record.number == place.number else None
+
+    def _read(self, place: Place) -> bytes:
+        if self._reader is None or self._reader[0] != place.segment:
+            self._close_reader()
+            flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+            self._reader = (place.segment, os.open(self._file(place.segment), flags))
+        descriptor = self._reader[1]
+        os.lseek(descriptor, place.offset, os.SEEK_SET)
+        chunks = []
+        left = place.length
+        while left and (chunk := os.read(descriptor, left)):
+            chunks.append(chunk)
+            left -= len(chunk)
+        return b"".join(chunks)
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            os.close(self._reader[1])
+            self._reader = None
+
+    # --- finishing ---------------------------------------------------------------------------
+
+    def finish(self, segment: int) -> None:
+        """A unit that begins in the segment needs it no longer."""
+        self._finished[segment] = self._finished.get(segment, 0) + 1
+
+    def stale(self) -> list[int]:
+        """The oldest segments that no unit needs, up to the one that is written to."""
+        found = []
+        for segment in sorted(self._sizes):
+            if segment == self._active or self._finished.get(segment, 0) < self.opened.get(segment, 0):
+                break
+            found.append(segment)
+        return found
+
+    def prune(self, segments: list[int]) -> None:
+        """Delete segments that are `stale`."""
+        for segment in segments:
+            with self._reading:
+                if self._reader is not None and self._reader[0] == segment:
+                    self._close_reader()
+            with suppress(FileNotFoundError):
+                self._file(segment).unlink()
+            self._deleted += self._sizes.pop(segment)
+            self.opened.pop(segment, None)
+            self._finished.pop(segment, None)
+
+    def close(self, *, remove: bool) -> None:
+        """Give the journal up; what is in it stays for the next process, unless it is removed.
+
+        Raises:
+            OSError: it cannot be removed or written.
+        """
+        if not remove:
+            self.sync()
+        self.abandon(removing=remove)
+
+    def abandon(self, *, removing: bool = False) -> None:
+        """Close all descriptors, without a word to the file: in a forked child they are the parent's.
+
+        Closing does not give the lock back while the parent holds its own copy of the descriptor.
+        """
+        if self._reading.acquire(timeout=_WAIT):  # in a forked child a thread of the parent may hold it
+            self._close_reader()
+            self._reading.release()
+        owner, self._owner = self._owner, -1
+        descriptors = [*self._retired, *(() if self._descriptor is None else (self._descriptor,))]
+        self._retired, self._descriptor = [], None
+        for descriptor in descriptors:
+            os.close(descriptor)
+        try:
+            if removing:
+                self._remove()
+        finally:
+            if owner >= 0:
+                os.close(owner)
+
+    def _remove(self) -> None:
+        # The lock file last but one: who finds the directory without it finds it empty.
+        for found in (*self._files(), self.path / _LOCK):
+            with suppress(FileNotFoundError):
+                found.unlink()
+        with suppress(OSError):
+            self.path.rmdir()
+
+
+def _make_private(path: Path) -> None:
+    """Make what is missing of a path, for this user alone; `mkdir(parents=True)` would open the parents."""
+    if not path.is_dir():
+        _make_private(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
