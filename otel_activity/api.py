@@ -68,9 +68,7 @@ class _Runtime:
             fetch_before=settings.fetch_before,
             value_length_limit=settings.value_length_limit,
         )
-        self.web = WebHooks(
-            settings.actor_resolver, settings.trusted_proxies, self.flush, self.capture.actions
-        )
+        self.web = WebHooks(settings, self.flush, self.capture.actions)
         self.signals = _TermHandler(self.flush, self.abandon)
 
     def start(self) -> None:

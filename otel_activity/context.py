@@ -1,59 +1,28 @@
-"""Who is acting, for whom and why: the request context that every captured change remembers."""
+"""The circumstances of a piece of work: the request context that every captured change remembers."""
 
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from contextvars import ContextVar, Token
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from otel_activity import semconv
+from otel_activity.actors import UNKNOWN_ACTOR, Actor, Finding, candidates, settle
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Actor", "RequestContext", "activity_context", "bind", "current_context", "unbind"]
+    from opentelemetry.context import Context
 
-ACTOR_TYPES: Final = ("user", "service", "system", "anonymous", "unknown")
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who did it.
-
-    Attributes:
-        id: stable identifier (``user.id``); None for actors of type ``anonymous`` or ``unknown``.
-        name: name for people (``user.name``).
-        type: one of ``user``, ``service``, ``system``, ``anonymous``, ``unknown``.
-        roles: roles at the time (``user.roles``).
-        on_behalf_of: id of the user that is impersonated.
-    """
-
-    id: str | None = None
-    name: str | None = None
-    type: str = "user"
-    roles: tuple[str, ...] = ()
-    on_behalf_of: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.type not in ACTOR_TYPES:
-            raise ValueError(f"actor type {self.type!r} is unknown; use one of {', '.join(ACTOR_TYPES)}")
-
-    def attributes(self) -> dict[str, Any]:
-        """The actor as event attributes; what is not known is left out."""
-        found: dict[str, Any] = {semconv.ACTOR_TYPE: self.type}
-        if self.id is not None:
-            found[semconv.USER_ID] = self.id
-        if self.name is not None:
-            found[semconv.USER_NAME] = self.name
-        if self.roles:
-            found[semconv.USER_ROLES] = list(self.roles)
-        if self.on_behalf_of is not None:
-            found[semconv.ACTOR_ON_BEHALF_OF] = self.on_behalf_of
-        return found
-
-
-UNKNOWN_ACTOR: Final = {semconv.ACTOR_TYPE: "unknown"}
+__all__ = [
+    "Actor",
+    "RequestContext",
+    "activity_context",
+    "bind",
+    "circumstances",
+    "current_context",
+    "unbind",
+]
 
 
 class RequestContext:
@@ -63,7 +32,10 @@ class RequestContext:
     late actor counts, and a session that outlives its request does not carry the actor into the next.
     """
 
-    __slots__ = ("actor", "attributes", "parent")
+    __slots__ = ("actor", "attributes", "parent", "previous")
+
+    asks_otel: ClassVar = False
+    """Whether `find_actor` has asked OpenTelemetry's context, so that nobody need ask it again."""
 
     def __init__(
         self, actor: Actor | None, attributes: dict[str, Any], parent: RequestContext | None
@@ -71,30 +43,55 @@ class RequestContext:
         self.actor = actor
         self.attributes = attributes
         self.parent = parent
+        self.previous = parent
+        """What is put back at the end: the parent, unless that ended first."""
 
-    def snapshot(self) -> dict[str, Any]:
-        """The event attributes as of now: the innermost actor, and every attribute, inner ones winning."""
-        actor: dict[str, Any] | None = None
-        chain: list[RequestContext] = []
-        context: RequestContext | None = self
-        while context is not None:
-            if actor is None:
-                actor = context.actor_attributes()
-            chain.append(context)
-            context = context.parent
-        found: dict[str, Any] = {}
-        for link in reversed(chain):
-            found.update(link.own_attributes())
-        found.update(UNKNOWN_ACTOR if actor is None else actor)
-        return found
+    def snapshot(self, otel: Context | None = None, memo: dict[Any, Any] | None = None) -> dict[str, Any]:
+        """The event attributes as of now: the innermost actor, and every attribute, inner ones winning.
+
+        Args:
+            otel: OpenTelemetry's context in which the change was made.
+            memo: one for all snapshots of one transaction; what costs is asked once.
+        """
+        who: Finding | None = None
+        asked = False
+        said: list[dict[str, Any]] = []
+        link: RequestContext | None = self
+        while link is not None:
+            found = link.find_actor(otel, memo)
+            said.append(link.own_attributes())
+            if found is not None:
+                if found.tenant is not None and semconv.TENANT_ID not in said[-1]:
+                    said[-1] = {**said[-1], semconv.TENANT_ID: found.tenant}
+                if who is None:
+                    who = found
+            asked = asked or link.asks_otel
+            link = link.parent
+        if who is None and otel and not asked:
+            who = settle(candidates(otel))
+        merged: dict[str, Any] = {}
+        for attributes in reversed(said):
+            merged.update(attributes)
+        merged.update(UNKNOWN_ACTOR if who is None else who.attributes)
+        return merged
 
     def own_attributes(self) -> dict[str, Any]:
         """What this context says, without its parents. Must not raise."""
         return self.attributes
 
-    def actor_attributes(self) -> dict[str, Any] | None:
-        """The actor as far as this context knows, or None. Must not raise."""
-        return None if self.actor is None else self.actor.attributes()
+    def find_actor(self, otel: Context | None, memo: dict[Any, Any] | None) -> Finding | None:
+        """The actor as far as this context knows, or None; see `snapshot`. Must not raise."""
+        return None if self.actor is None else self.actor.finding()
+
+
+def circumstances(
+    context: RequestContext | None, otel: Context | None, memo: dict[Any, Any] | None = None
+) -> dict[str, Any] | None:
+    """What an event says about a change that was made in these two contexts; None for nothing at all."""
+    if context is not None:
+        return context.snapshot(otel, memo)
+    found = settle(candidates(otel)) if otel else None
+    return None if found is None else found.attributes
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("otel_activity_context", default=None)
@@ -107,6 +104,22 @@ bind = _current.set
 
 unbind = _current.reset
 """Put back what was in force before `bind`."""
+
+
+def _leave(context: RequestContext) -> None:
+    """End a context, in whatever order contexts end: generators suspend theirs, and may outlive them.
+
+    No token is used, because it would raise where a generator is closed by another task or thread, and would
+    put back a context that has ended where two generators take turns.
+    """
+    link = current_context()
+    if link is context:
+        _current.set(context.previous)
+        return
+    while link is not None and link.previous is not context:
+        link = link.previous
+    if link is not None:
+        link.previous = context.previous
 
 
 class activity_context(AbstractContextManager[RequestContext], AbstractAsyncContextManager[RequestContext]):
@@ -135,11 +148,12 @@ class activity_context(AbstractContextManager[RequestContext], AbstractAsyncCont
         named = {semconv.TENANT_ID: tenant, semconv.PROJECT_ID: project, semconv.REASON: reason}
         self._actor = Actor(id=actor) if isinstance(actor, str) else actor
         self._attributes = {name: str(value) for name, value in named.items() if value is not None}
-        self._tokens: list[Token[RequestContext | None]] = []
+        self._entered: list[RequestContext] = []
 
     def __enter__(self) -> RequestContext:
         context = RequestContext(self._actor, dict(self._attributes), _current.get())
-        self._tokens.append(_current.set(context))
+        self._entered.append(context)
+        _current.set(context)
         return context
 
     def __exit__(
@@ -148,7 +162,11 @@ class activity_context(AbstractContextManager[RequestContext], AbstractAsyncCont
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _current.reset(self._tokens.pop())
+        current = _current.get()
+        # One object may be used by several tasks: each ends its own.
+        context = current if current in self._entered else self._entered[-1]
+        self._entered.remove(context)
+        _leave(context)
 
     async def __aenter__(self) -> RequestContext:
         return self.__enter__()

@@ -178,6 +178,8 @@ class Entry(Protocol):
 
     context: Any
     """The request context in force when it was captured; read and dropped just before COMMIT."""
+    otel: Any
+    """OpenTelemetry's context of that moment."""
     attributes: dict[str, Any] | None
     """What the context said then."""
 

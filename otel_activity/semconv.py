@@ -56,6 +56,8 @@ STATUS_CODE: Final = "http.response.status_code"
 ROUTE: Final = "http.route"
 CLIENT_ADDRESS: Final = "client.address"
 USER_AGENT: Final = "user_agent.original"
+SESSION_ID: Final = "session.id"
+"""A keyed hash; never the cookie."""
 
 # entity and table
 ENTITY_TYPE: Final = "activity.entity.type"

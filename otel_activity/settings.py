@@ -33,6 +33,8 @@ _KEY_LENGTH: Final = 16
 DELIVERIES: Final = ("best_effort", "durable")
 FSYNC_POLICIES: Final = ("always", "interval", "never")
 FALLBACKS: Final = ("stop", "best_effort")
+ACTOR_SOURCES: Final = ("framework", "claims", "span", "baggage")
+PROXY_HEADERS: Final = ("x-forwarded-for", "forwarded")
 
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CONNINFO = re.compile(r"\s*\w+\s*=")
@@ -41,6 +43,7 @@ _SECRET = re.compile(
     r"((?:pass(?:word|wd)?|\w*secret)\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)",
     re.IGNORECASE,
 )
+_COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 
@@ -128,12 +131,27 @@ def _redactions(text: str) -> tuple[str, ...]:
     return words
 
 
+def _sources(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.lower() for name in _words(text)))
+    for name in names:
+        if name not in ACTOR_SOURCES:
+            hint = _did_you_mean(name, ACTOR_SOURCES)
+            raise ValueError(f"unknown source {name!r}; {hint}use any of {', '.join(ACTOR_SOURCES)}")
+    return names
+
+
 def _key(text: str) -> str:
     if len(text.strip()) < _KEY_LENGTH:
         raise ValueError(
             f"shorter than {_KEY_LENGTH} characters, which can be guessed; use for example the output of "
             "`openssl rand -hex 32`"
         )
+    return text.strip()
+
+
+def _cookie(text: str) -> str:
+    if not _COOKIE.fullmatch(text.strip()):
+        raise ValueError("not the name of a cookie; use for example sessionid")
     return text.strip()
 
 
@@ -325,7 +343,8 @@ FIELDS: Final[tuple[Field, ...]] = (
         "redact_key",
         "OTEL_ACTIVITY_REDACT_KEY",
         _key,
-        "Key of the hash that replaces secrets; keep it as secret as they are, and the same in all services.",
+        "Key of the hashes that stand for secrets and session ids; keep it as secret as they are, and the "
+        "same in all services.",
         secret=True,
     ),
     Field(
@@ -335,10 +354,35 @@ FIELDS: Final[tuple[Field, ...]] = (
         "module.name:function that is asked who acts in a web request.",
     ),
     Field(
+        "actor_resolver_timeout",
+        "OTEL_ACTIVITY_ACTOR_RESOLVER_TIMEOUT",
+        _seconds(0, 60),
+        "Seconds that the resolver may take, in a thread of its own; 0 calls it directly and waits.",
+    ),
+    Field(
+        "actor_sources",
+        "OTEL_ACTIVITY_ACTOR_SOURCES",
+        _sources,
+        "Comma-separated, who is asked besides: framework, claims, span, baggage (only behind trusted "
+        "upstreams: any client can send baggage).",
+    ),
+    Field(
         "trusted_proxies",
         "OTEL_ACTIVITY_TRUSTED_PROXIES",
         _networks,
-        "Addresses and networks of proxies whose X-Forwarded-For is believed. Unset: none.",
+        "Addresses and networks of proxies that are believed whom they serve. Unset: none.",
+    ),
+    Field(
+        "proxy_header",
+        "OTEL_ACTIVITY_PROXY_HEADER",
+        _choice(*PROXY_HEADERS),
+        "The header in which they tell it: x-forwarded-for, or forwarded (RFC 7239).",
+    ),
+    Field(
+        "session_cookie",
+        "OTEL_ACTIVITY_SESSION_COOKIE",
+        _cookie,
+        "Name of the cookie that identifies a session where the framework does not; stored as a hash.",
     ),
     Field(
         "fetch_before",
@@ -408,7 +452,11 @@ class Settings:
     redact_mode: str = "mask"
     redact_key: str | None = field(default=None, repr=False)
     actor_resolver: str | None = None
+    actor_resolver_timeout: float = 1.0
+    actor_sources: tuple[str, ...] = ("framework", "claims", "span")
     trusted_proxies: tuple[str, ...] = ()
+    proxy_header: str = "x-forwarded-for"
+    session_cookie: str | None = None
     fetch_before: bool = False
     value_length_limit: int = 65_536
     schedule_delay: int = 1_000

@@ -69,8 +69,7 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
     captured by both.
 
     Args:
-        **settings: `include`, `exclude`, `redact`, `redact_mode`, `redact_key`, `fetch_before`,
-            `value_length_limit`, `actor_resolver` or `trusted_proxies` of `Settings`.
+        **settings: those of `Settings` that say what is captured, and who acts.
 
     Raises:
         ConfigurationError: a setting is unknown or wrong.
@@ -93,7 +92,7 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
     )
     capture.install()
     actions.use(capture.actions)
-    web = WebHooks(resolved.actor_resolver, resolved.trusted_proxies, sink=capture.actions)
+    web = WebHooks(resolved, sink=capture.actions)
     web.install()
     try:
         yield recorder

@@ -14,10 +14,11 @@ from opentelemetry import trace
 from sqlalchemy.engine import Connection
 
 from otel_activity import semconv
+from otel_activity.actors import UNKNOWN_ACTOR
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.plan import entity_id
 from otel_activity.codec import encode
-from otel_activity.context import UNKNOWN_ACTOR, current_context
+from otel_activity.context import current_context
 from otel_activity.events import Commit, Event, Severity
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import uuid_utils
 from otel_activity.capture import autocommit, drivers
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.transaction import Transaction, anchor_of
+from otel_activity.context import circumstances
 from otel_activity.errors import ActivityError
 from otel_activity.events import Commit, Unit
 
@@ -442,13 +443,16 @@ class Bracket:
 def _freeze(unit: Unit) -> None:
     """Read each change's request context now, just before COMMIT: late authentication counts."""
     context: Any = None
+    otel: Any = None
     frozen: dict[str, Any] | None = None
+    memo: dict[Any, Any] = {}
     for entry in unit.entries:
-        found = entry.context
-        if found is None:  # none was in force, or it was read for a COMMIT that did not get through
+        if entry.attributes is not None:  # it was read for a COMMIT that did not get through
             continue
-        if found is not context:
+        found = entry.context
+        if found is not context or entry.otel is not otel:
             context = found
-            frozen = found.snapshot()
+            otel = entry.otel
+            frozen = circumstances(found, otel, memo)
         entry.attributes = frozen
         entry.context = None

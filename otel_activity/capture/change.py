@@ -10,9 +10,10 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from otel_activity import semconv
+from otel_activity.actors import UNKNOWN_ACTOR
 from otel_activity.capture.plan import MISSING, Copied, Encoded
 from otel_activity.codec import ATOMIC
-from otel_activity.context import UNKNOWN_ACTOR, current_context
+from otel_activity.context import current_context
 from otel_activity.events import Commit, Event, packed
 
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ from otel_activity.frameworks import web
 from otel_activity.frameworks.django import DjangoLogins, DjangoRequests
 from otel_activity.frameworks.flask import FlaskLogins, FlaskRequests
 from otel_activity.frameworks.security import SecurityLog
-from otel_activity.frameworks.starlette import LifespanFlush, StarletteRequests
+from otel_activity.frameworks.starlette import LifespanFlush, StarletteRequests, StarletteSpans
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_activity.ports import ActionSink
+    from otel_activity.settings import Settings
 
 __all__ = ["WebHooks"]
 
@@ -22,25 +23,24 @@ class WebHooks:
     """Everything that is hooked into web frameworks, installed and removed as one.
 
     Args:
-        resolver: see `otel_activity.frameworks.web.configure`.
-        trusted_proxies: see there.
+        settings: what is asked and believed.
         flush: called in a thread when an ASGI application has shut down; None for nothing.
         sink: where security events go; None for nowhere.
     """
 
     def __init__(
         self,
-        resolver: str | None = None,
-        trusted_proxies: tuple[str, ...] = (),
+        settings: Settings,
         flush: Callable[[], object] | None = None,
         sink: ActionSink | None = None,
     ) -> None:
-        self._settings = (resolver, trusted_proxies)
+        self._settings = settings
         lifespan = () if flush is None else (LifespanFlush(flush),)
         log = SecurityLog(sink)
         self._hooks = (
             *lifespan,
             StarletteRequests(),
+            StarletteSpans(),
             FlaskRequests(),
             FlaskLogins(log),
             DjangoRequests(),
@@ -49,7 +49,7 @@ class WebHooks:
 
     def install(self) -> None:
         """Hook into the frameworks that are loaded, and into the others when they are."""
-        web.configure(*self._settings)
+        web.configure(self._settings)
         for hook in self._hooks:
             hook.install()
 
@@ -57,4 +57,4 @@ class WebHooks:
         """Put everything back."""
         for hook in reversed(self._hooks):
             hook.uninstall()
-        web.configure(None, ())
+        web.configure()

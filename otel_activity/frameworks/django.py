@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_activity.context import bind, unbind
 from otel_activity.frameworks import asgi, wsgi
 from otel_activity.frameworks.hook import Hooks, MethodHook, SignalHook
-from otel_activity.frameworks.web import identify, is_in_force
+from otel_activity.frameworks.users import identify
+from otel_activity.frameworks.web import is_in_force, marked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +43,7 @@ class DjangoRequests(Hooks):
             MethodHook(asgi_module, "ASGIHandler", "__call__", _wrap_asgi),
             MethodHook(base, "BaseHandler", "get_response", _wrap_response),
             MethodHook(base, "BaseHandler", "get_response_async", _wrap_async_response),
+            MethodHook(base, "BaseHandler", "resolve_request", _wrap_resolve),
         )
 
 
@@ -116,6 +118,19 @@ def _wrap_async_response(original: Any) -> Any:
     return get_response_async
 
 
+def _wrap_resolve(original: Any) -> Any:
+    """After all middleware: the server's span is current."""
+
+    def resolve_request(handler: Any, request: Any) -> Any:
+        native = getattr(request, "environ", None) or getattr(request, "scope", None)
+        context = None if native is None else marked(native)
+        if context is not None:
+            context.see_span()
+        return original(handler, request)
+
+    return resolve_request
+
+
 @contextmanager
 def _remembered(request: Any) -> Iterator[None]:
     """Keep the request with its context; bind that here for Django's test clients, which call no handler."""
@@ -140,7 +155,14 @@ def _context_of(request: Any) -> WebContext | None:
         return None
     context.route = partial(_route, request)
     context.users = partial(_users, request)
+    context.claims = lambda: [("request.auth", request.__dict__.get("auth"))]  # of Django REST framework
+    context.session = lambda: request.__dict__.get("session")
+    context.secret = _secret
     return context
+
+
+def _secret() -> Any:
+    return getattr(getattr(sys.modules.get("django.conf"), "settings", None), "SECRET_KEY", None)
 
 
 def _route(request: Any) -> str | None:

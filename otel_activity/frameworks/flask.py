@@ -17,7 +17,9 @@ __all__ = ["FlaskLogins", "FlaskRequests"]
 
 
 class FlaskRequests(Hooks):
-    """Wraps `flask.Flask.__call__`, and `full_dispatch_request`, the first call with Flask's own context."""
+    """Wraps `flask.Flask.__call__`; `full_dispatch_request`, the first call with Flask's own context; and
+    `dispatch_request`, which comes after the functions before the request: the server's span is current.
+    """
 
     def __init__(self) -> None:
         def wrap_call(original: Any) -> Any:
@@ -28,14 +30,24 @@ class FlaskRequests(Hooks):
 
         def wrap_dispatch(original: Any) -> Any:
             def full_dispatch_request(app: Any, *args: Any, **kwargs: Any) -> Any:
-                _remember(sys.modules["flask"])
+                _remember(sys.modules["flask"], app)
                 return original(app, *args, **kwargs)
 
             return full_dispatch_request
 
+        def wrap_view(original: Any) -> Any:
+            def dispatch_request(app: Any, *args: Any, **kwargs: Any) -> Any:
+                context = marked(sys.modules["flask"].request.environ)
+                if context is not None:
+                    context.see_span()
+                return original(app, *args, **kwargs)
+
+            return dispatch_request
+
         super().__init__(
             MethodHook("flask.app", "Flask", "__call__", wrap_call),
             MethodHook("flask.app", "Flask", "full_dispatch_request", wrap_dispatch),
+            MethodHook("flask.app", "Flask", "dispatch_request", wrap_view),
         )
 
 
@@ -60,15 +72,36 @@ class FlaskLogins(Hooks):
         )
 
 
-def _remember(flask: Any) -> None:
+def _remember(flask: Any, app: Any) -> None:
     """Keep this request's own objects: Flask's proxies would answer for whatever request is current later."""
     context = marked(flask.request.environ)
     if context is not None:
         request, own = flask.request._get_current_object(), flask.g._get_current_object()
+        session = _session(flask)
         context.route = lambda: getattr(request.url_rule, "rule", None)
         context.users = partial(_users, context.users, own)
+        context.claims = partial(_claims, own)
+        context.session = lambda: session
+        context.secret = lambda: app.secret_key
 
 
 def _users(server: Any, own: Any) -> list[tuple[str, Any]]:
     """Flask-Login's ``current_user``, if the request has asked for it, and the server's ``REMOTE_USER``."""
     return [("flask_login", own.get("_login_user")), *(server() if server is not None else ())]
+
+
+def _claims(own: Any) -> list[tuple[str, Any]]:
+    """What Flask-JWT-Extended and Authlib have verified."""
+    return [
+        ("flask_jwt_extended", own.get("_jwt_extended_jwt")),
+        ("authlib", own.get("authlib_server_oauth2_token")),
+    ]
+
+
+def _session(flask: Any) -> Any:
+    """The session. Not by ``flask.session``: that marks it as used, and the answer gets another header."""
+    variables = flask.globals
+    request = getattr(variables, "_cv_request", None) or getattr(variables, "_cv_app", None)
+    context = None if request is None else request.get(None)
+    own = getattr(context, "__dict__", {})
+    return own.get("_session", own.get("session"))

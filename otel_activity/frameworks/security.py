@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from otel_activity import semconv
+from otel_activity.actors import clean
 from otel_activity.events import Performed
-from otel_activity.frameworks.web import clean, identify, warn
+from otel_activity.frameworks.users import identify
+from otel_activity.frameworks.web import warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -14,8 +16,6 @@ if TYPE_CHECKING:
     from otel_activity.ports import ActionSink
 
 __all__ = ["SecurityLog"]
-
-_NAME_LENGTH: Final = 256
 
 
 class SecurityLog:
@@ -33,7 +33,7 @@ class SecurityLog:
 
         Args:
             user: the framework's object.
-            read: makes of it what `otel_activity.frameworks.web.identify` can read; may raise.
+            read: makes of it what `otel_activity.frameworks.users.identify` can read; may raise.
         """
         self._report(semconv.AUTH_LOGIN, "login", user, read)
 
@@ -48,7 +48,7 @@ class SecurityLog:
             names: what was given as the user's name, by the name of the credential; never its secrets.
         """
         if self._sink is not None:
-            details = {key: clean(value, _NAME_LENGTH) for key, value in names.items()} or None
+            details = {key: clean(value) for key, value in names.items()} or None
             self._sink.record(
                 Performed(name=semconv.AUTH_FAILED, action="login", outcome="failure", details=details)
             )

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_activity.frameworks.asgi import serve
 from otel_activity.frameworks.hook import MethodHook
+from otel_activity.frameworks.web import marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_activity.frameworks.web import WebContext
 
-__all__ = ["LifespanFlush", "StarletteRequests"]
+__all__ = ["LifespanFlush", "StarletteRequests", "StarletteSpans"]
 
 _logger: Final = logging.getLogger("otel_activity")
 _DONE: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
@@ -67,11 +68,28 @@ class StarletteRequests(MethodHook):
         super().__init__("starlette.applications", "Starlette", "__call__", wrap)
 
 
+class StarletteSpans(MethodHook):
+    """Wraps `starlette.routing.Router.__call__`: inside all middleware, so the server's span is current."""
+
+    def __init__(self) -> None:
+        def wrap(original: Any) -> Any:
+            async def __call__(router: Any, scope: Any, receive: Any, send: Any) -> None:
+                context = marked(scope)
+                if context is not None:
+                    context.see_span()
+                await original(router, scope, receive, send)
+
+            return __call__
+
+        super().__init__("starlette.routing", "Router", "__call__", wrap)
+
+
 def _prepare(context: WebContext, scope: Any) -> None:
     # Middleware may hand on a copy of the scope; `request.state` is one dict in all of them if it exists.
     scope.setdefault("state", {})
     context.route = partial(_route, scope)
     context.users = partial(_users, scope)
+    context.session = partial(_session, scope)
 
 
 def _users(scope: Any) -> list[tuple[str, Any]]:
@@ -81,6 +99,11 @@ def _users(scope: Any) -> list[tuple[str, Any]]:
         ("request.user", scope.get("user")),
         ("request.state.user", state.get("user") if isinstance(state, dict) else None),
     ]
+
+
+def _session(scope: Any) -> Any:
+    """What server-side sessions know; Starlette's own are their cookie, and have no id."""
+    return scope.get("session_handler") or scope.get("session")
 
 
 def _route(scope: Any) -> str | None:

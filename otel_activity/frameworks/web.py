@@ -1,96 +1,80 @@
-"""What web requests have in common: their context, cleaning what clients sent, and who acts."""
+"""What web requests have in common: their context, what clients sent, and who acts."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import ipaddress
 import logging
 import re
 import time
+import traceback
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
-import sqlalchemy
 import uuid_utils
-from sqlalchemy.orm import InstanceState
+from opentelemetry import trace
 
-from otel_activity import semconv
-from otel_activity.context import Actor, RequestContext, current_context
+from otel_activity import actors, semconv
+from otel_activity.actors import Actor, Finding, clean, is_id, settle
+from otel_activity.context import RequestContext, current_context
+from otel_activity.frameworks import claims, sessions
+from otel_activity.frameworks.proxies import Proxies
+from otel_activity.frameworks.resolver import Resolver
+from otel_activity.frameworks.users import identify
+from otel_activity.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = [
-    "WebContext",
-    "clean",
-    "configure",
-    "identify",
-    "is_in_force",
-    "mark",
-    "marked",
-    "outer_context",
-    "warn",
-]
+    from opentelemetry.context import Context
+
+__all__ = ["WebContext", "configure", "is_in_force", "mark", "marked", "warn"]
 
 _MARK: Final = "otel_activity.context"
 """Key of the request's context in its ASGI scope or WSGI environ. It survives a copy of the dict."""
 
 _logger: Final = logging.getLogger("otel_activity")
-_ID_LENGTH: Final = 256
-_USER_AGENT_LENGTH: Final = 512
-_FORWARDED_LENGTH: Final = 4_096
-_HOPS: Final = 32
-_ROLES: Final = 64
+_TEXT_LENGTH: Final = 512
+_SPANS: Final = 4
+"""Spans of a request that are remembered: the server's, and what middleware may have put around it."""
 _WARN_EVERY: Final = 60.0
 _METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY"}
 )
 _OTHER_METHOD: Final = "_OTHER"
 """What the semantic conventions put for a method that is not standard: it is the client's free text."""
-# C0, DEL, C1, line and paragraph separators, bidirectional controls, surrogates.
-_CONTROL: Final = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
-_IDS: Final = ("identity", "id", "user_id", "sub", "username")
-_NAMES: Final = ("display_name", "name", "username")
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?"
+)
 
 
 class _Options:
     """The settings that apply to requests, read when an event is made: instrument() may come late."""
 
-    resolver: str | None = None
-    resolve: Callable[[Any], Any] | None = None
-    trusted: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    resolver: Resolver | None = None
+    proxies = Proxies()
+    key: str | None = None
+    cookie: str | None = None
     warned: float = -_WARN_EVERY
 
 
-def configure(resolver: str | None, trusted_proxies: tuple[str, ...]) -> None:
-    """Set who is asked and which proxies are believed, for all requests of the process.
-
-    Args:
-        resolver: ``module.name:function``; imported when it is first needed, because the module may be the
-            application, which is not to be imported before its time.
-        trusted_proxies: addresses and networks.
-    """
-    _Options.resolver = resolver
-    _Options.resolve = None
-    _Options.trusted = tuple(ipaddress.ip_network(network) for network in trusted_proxies)
+def configure(settings: Settings | None = None) -> None:
+    """Set who is asked and what is believed, for all requests of the process; None for the defaults."""
+    given = Settings() if settings is None else settings
+    path = given.actor_resolver
+    _Options.resolver = None if path is None else Resolver(path, given.actor_resolver_timeout)
+    _Options.proxies = Proxies(given.trusted_proxies, given.proxy_header)
+    _Options.key = given.redact_key
+    _Options.cookie = given.session_cookie
     _Options.warned = -_WARN_EVERY
+    actors.configure(given.actor_sources)
 
 
-def outer_context() -> RequestContext | None:
-    """What a new request inherits: contexts that the program opened around it, never another request's."""
-    context = current_context()
-    link = context
-    while link is not None:
-        if isinstance(link, WebContext):
-            return None
+def _is_inside_a_request() -> bool:
+    link = current_context()
+    while link is not None and not isinstance(link, WebContext):
         link = link.parent
-    return context
+    return link is not None
 
 
 def mark(native: Any, context: WebContext) -> WebContext:
@@ -116,33 +100,70 @@ def is_in_force(context: RequestContext) -> bool:
 class WebContext(RequestContext):
     """One request. What it says is read just before COMMIT, when the route and the user are known.
 
+    What a framework's hook may set, each a function that is asked late:
+
     Attributes:
+        route: gives the route's template.
+        users: gives what the framework knows as the user, by source.
+        claims: gives verified claims of a token, by source: mappings, or objects that have one.
+        session: gives the session object, or its id.
+        secret: gives the application's own secret, for the session's hash where no key is set.
         native: the ASGI scope or the WSGI environ; what the resolver gets.
         header: gives the values of a request header by its lower-case name.
         peer: address of the other end of the connection, as the server told when the request began.
-        route: gives the route's template; set by the framework's hook.
-        users: gives what the framework knows as the user, by source; set by the framework's hook.
     """
 
-    __slots__ = ("__weakref__", "_fixed", "header", "native", "peer", "route", "users")
+    __slots__ = (
+        "__weakref__",
+        "_fixed",
+        "_foreign",
+        "_spans",
+        "claims",
+        "header",
+        "native",
+        "peer",
+        "route",
+        "secret",
+        "session",
+        "users",
+    )
+
+    asks_otel = True
 
     def __init__(self, native: Any, peer: Any, header: Callable[[Any, str], list[str]]) -> None:
-        super().__init__(None, {}, outer_context())
+        # A request inherits what the program opened around it, and nothing from another request.
+        inner = _is_inside_a_request()
+        super().__init__(None, {}, None if inner else current_context())
         self.native = native
         self.peer = peer
         self.header = header
         self.route: Callable[[], Any] | None = None
         self.users: Callable[[], Iterable[tuple[str, Any]]] | None = None
+        self.claims: Callable[[], Iterable[tuple[str, Any]]] | None = None
+        self.session: Callable[[], Any] | None = None
+        self.secret: Callable[[], Any] | None = None
         self._fixed: dict[str, Any] = {}
+        self._foreign = trace.get_current_span() if inner else None
+        self._spans: list[trace.Span] = []
+        self.see_span()
+
+    def see_span(self) -> None:
+        """Remember the current span as the request's: what it says when it is asked counts."""
+        span = trace.get_current_span()
+        if span not in (self._foreign, trace.INVALID_SPAN, *self._spans) and len(self._spans) < _SPANS:
+            self._spans.append(span)
 
     def own_attributes(self) -> dict[str, Any]:
-        """Method, route, client, user agent, request id."""
+        """Method, route, client, user agent, request id, session."""
         try:
             self._read_once()
             found = {**self._fixed, **self.attributes}
             route = None if self.route is None else self.route()
             if isinstance(route, str) and route:
-                found[semconv.ROUTE] = clean(route, _USER_AGENT_LENGTH)
+                found[semconv.ROUTE] = clean(route, _TEXT_LENGTH)
+            session = self._session()
+            if session is not None:
+                found[semconv.SESSION_ID] = session
         except Exception as error:  # noqa: BLE001 - what a client sent must not cost the event
             warn("the request could not be read", error)
             return self.attributes
@@ -156,173 +177,90 @@ class WebContext(RequestContext):
         method = self.native.get("method") or self.native.get("REQUEST_METHOD")
         if method:
             found[semconv.REQUEST_METHOD] = method if method in _METHODS else _OTHER_METHOD
-        address = self._client()
+        peer, proxies = clean(self.peer), _Options.proxies
+        address = proxies.client(peer, self.header(self.native, proxies.header)) if peer else ""
         if address:
             found[semconv.CLIENT_ADDRESS] = address
-        agent = clean(next(iter(self.header(self.native, "user-agent")), ""), _USER_AGENT_LENGTH)
+        agent = clean(self._first("user-agent"), _TEXT_LENGTH)
         if agent:
             found[semconv.USER_AGENT] = agent
         self._fixed.update(found)
-        given = next(iter(self.header(self.native, "x-request-id")), "")
-        good = _REQUEST_ID.fullmatch(given) is not None
         # Last, and atomic: two threads of one request must agree.
-        self._fixed.setdefault(semconv.REQUEST_ID, given if good else str(uuid_utils.uuid7()))
+        self._fixed.setdefault(semconv.REQUEST_ID, self._request_id())
 
-    def _client(self) -> str:
-        peer = clean(self.peer, _ID_LENGTH)
-        address = _address(peer)
-        if address is None or not _is_trusted(address):
-            return peer
-        hops = ",".join(self.header(self.native, "x-forwarded-for"))[-_FORWARDED_LENGTH:].split(",")
-        for hop in reversed(hops[-_HOPS:]):
-            found = _address(hop.strip())
-            if found is None:
-                break
-            address = found
-            if not _is_trusted(address):
-                break
-        return str(address)
+    def _first(self, header: str) -> str:
+        return next(iter(self.header(self.native, header)), "")
 
-    def actor_attributes(self) -> dict[str, Any] | None:
-        """The actor: named on this context, else by the resolver, else by the framework."""
+    def _request_id(self) -> str:
+        """The sender's name for this request, or one of ours."""
+        given = self._first("x-request-id")
+        if _REQUEST_ID.fullmatch(given):
+            return given
+        parent = _TRACEPARENT.fullmatch(self._first("traceparent"))
+        return f"{parent[1]}-{parent[2]}" if parent else str(uuid_utils.uuid7())
+
+    def _session(self) -> str | None:
+        key = _Options.key or (self.secret() if self.secret is not None else None)
+        if not isinstance(key, (str, bytes)) or not key:
+            return None
+        session = self.session() if self.session is not None else None
+        raw = str(session) if is_id(session) else sessions.session_key(session)
+        if raw is None and _Options.cookie is not None:
+            raw = sessions.cookie(self.header(self.native, "cookie"), _Options.cookie)
+        return None if raw is None else sessions.hashed(raw, key)
+
+    def find_actor(self, otel: Context | None, memo: dict[Any, Any] | None) -> Finding | None:
+        """The actor: named on this context, else by the resolver, else what the other sources agree on."""
         if self.actor is not None:
-            return self.actor.attributes()
+            return self.actor.finding()
         try:
-            actor = self._ask_resolver()
-            return self._ask_framework() if actor is None else actor.attributes()
+            actor = self._ask_resolver({} if memo is None else memo)
+            return settle(self._candidates(otel)) if actor is None else actor.finding()
         except Exception as error:  # noqa: BLE001 - code of the application; the request goes on
             warn("the actor of a request could not be found and is stored as unknown", error)
-            return {semconv.ACTOR_TYPE: "unknown", semconv.ACTOR_ERROR_TYPE: type(error).__qualname__}
+            return Finding(
+                {semconv.ACTOR_TYPE: "unknown", semconv.ACTOR_ERROR_TYPE: type(error).__qualname__}
+            )
 
-    def _ask_resolver(self) -> Actor | None:
-        path = _Options.resolver
-        if path is None:
+    def _ask_resolver(self, memo: dict[Any, Any]) -> Actor | None:
+        """Once for each transaction, whether it answers or fails."""
+        if _Options.resolver is None:
             return None
-        resolve = _Options.resolve
-        if resolve is None:
-            resolve = _Options.resolve = _load(path)
-        answer = resolve(self.native)
-        if answer is None:
-            return None
-        if inspect.iscoroutine(answer):
-            answer.close()  # never awaited, and that is ours to say
-        if not isinstance(answer, Actor) and not _is_id(answer):
-            raise TypeError(f"{path} must return an Actor, an id or None, not {type(answer).__name__}")
-        return identify(answer)
+        if self not in memo:
+            try:
+                memo[self] = _Options.resolver.ask(self.native)
+            except Exception as error:  # noqa: BLE001 - raised below, for each event that asks
+                memo[self] = error
+        if isinstance(memo[self], Exception):
+            raise memo[self]
+        return memo[self]  # type: ignore[no-any-return]  # what `ask` returns
 
-    def _ask_framework(self) -> dict[str, Any] | None:
-        if self.users is None:
-            return None
-        actors = [(source, actor) for source, user in self.users() if (actor := identify(user)) is not None]
-        named = [(source, actor) for source, actor in actors if actor.id is not None]
-        if len({actor.id for _, actor in named}) > 1:
-            return {
-                semconv.ACTOR_TYPE: "unknown",
-                semconv.ACTOR_CANDIDATES: [{"source": source, "id": actor.id} for source, actor in named],
-            }
-        for _, actor in named or actors:
-            return actor.attributes()
-        return None
+    def _candidates(self, otel: Context | None) -> list[tuple[str, Actor]]:
+        found: list[tuple[str, Actor]] = []
+        if actors.is_asked("framework") and self.users is not None:
+            asked = ((source, identify(user)) for source, user in self.users())
+            found += [(source, actor) for source, actor in asked if actor is not None]
+        if actors.is_asked("claims"):
+            found += [(f"claims:{source}", claims.actor_of(token)) for source, token in self._tokens()]
+        return found + actors.candidates(otel, self._spans, self._foreign)
 
-
-def _load(path: str) -> Callable[[Any], Any]:
-    module, _, names = path.partition(":")
-    found: Any = importlib.import_module(module)
-    for name in names.split("."):
-        found = getattr(found, name)
-    if not callable(found):
-        raise TypeError(f"{path} is not a function")
-    return found  # type: ignore[no-any-return]  # what it returns is checked at each call
-
-
-# --- what clients sent ----------------------------------------------------------------------------
-
-
-def clean(value: Any, length: int) -> str:
-    """A text from outside: bounded, without control characters, and valid Unicode."""
-    if isinstance(value, bytes):
-        value = value[: length * 4].decode("utf-8", "replace")
-    return _CONTROL.sub(" ", value[:length]).strip() if isinstance(value, str) else ""
-
-
-def _address(text: str) -> _Address | None:
-    """An IP address, with or without port; one of IPv4 in an IPv6 socket is what it is."""
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        found = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found
-
-
-def _is_trusted(address: _Address) -> bool:
-    return any(address in network for network in _Options.trusted)
-
-
-# --- users ----------------------------------------------------------------------------------------
-
-
-def identify(user: Any) -> Actor | None:
-    """What an application's user object says about itself. Sends no SQL: a mapped object is not loaded.
-
-    Raises:
-        TypeError: nothing on it is an id.
-        Exception: whatever its own code raises.
-    """
-    if user is None or isinstance(user, Actor):
-        return user
-    if _is_id(user):
-        return Actor(id=clean(str(user), _ID_LENGTH))
-    state: Any = sqlalchemy.inspect(user, raiseerr=False)
-    if isinstance(state, InstanceState):
-        return _mapped(state)
-    read = user.get if isinstance(user, Mapping) else lambda name: _attribute(user, name)
-    if read("is_authenticated") is False:
-        return Actor(type="anonymous")
-    key = next((found for name in _IDS if _is_id(found := read(name))), None)
-    if key is None and callable(get_id := getattr(user, "get_id", None)):
-        key = get_id()
-    if not _is_id(key):
-        raise TypeError(f"a user of type {type(user).__name__} has no id")
-    return Actor(id=clean(str(key), _ID_LENGTH), name=_name(read), roles=_roles(read("roles")))
-
-
-def _mapped(state: Any) -> Actor:
-    """A mapped object: its primary key is known without loading anything, even when it is expired."""
-    key: tuple[Any, ...] = state.identity or ()
-    if len(key) != 1 or not _is_id(key[0]):
-        raise TypeError(f"a user of type {state.class_.__name__} has no simple primary key")
-    return Actor(id=clean(str(key[0]), _ID_LENGTH), name=_name(state.dict.get))
-
-
-def _attribute(user: Any, name: str) -> Any:
-    try:
-        return getattr(user, name, None)
-    except NotImplementedError:  # Starlette's BaseUser.identity
-        return None
-
-
-def _name(read: Callable[[str], Any]) -> str | None:
-    found = next((value for name in _NAMES if isinstance(value := read(name), str) and value), None)
-    return None if found is None else clean(found, _ID_LENGTH)
-
-
-def _roles(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple, set, frozenset)):
-        return ()
-    return tuple(clean(role, _ID_LENGTH) for role in list(value)[:_ROLES] if isinstance(role, str))
-
-
-def _is_id(value: Any) -> bool:
-    return (isinstance(value, (str, int, UUID)) and not isinstance(value, bool)) and value != ""
+    def _tokens(self) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        place = "environ" if "REQUEST_METHOD" in self.native else "scope"
+        yield from claims.claims_in(self.native, f"{place}.")
+        state = self.native.get("state")
+        if isinstance(state, Mapping):
+            yield from claims.claims_in(state, "request.state.")
+        for source, token in () if self.claims is None else self.claims():
+            found = claims.mapping_of(token)
+            if found:
+                yield source, found
 
 
 def warn(what: str, error: BaseException) -> None:
-    """Log what went wrong with a request, at most once a minute. Call from ``except``."""
+    """At most once a minute. No message of the error: it may quote what must not be in a log."""
     now = time.monotonic()
     if now - _Options.warned >= _WARN_EVERY:
         _Options.warned = now
-        _logger.warning("otel_activity: %s (%s)", what, type(error).__qualname__, exc_info=error)
+        frames = traceback.extract_tb(error.__traceback__, limit=-1)
+        where = f" in {frames[0].filename}:{frames[0].lineno}" if frames else ""
+        _logger.warning("otel_activity: %s (%s%s)", what, type(error).__qualname__, where)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from otel_activity.context import bind, unbind
+from otel_activity.context import bind, current_context, unbind
 from otel_activity.frameworks.web import WebContext, is_in_force, mark, marked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from otel_activity.context import RequestContext
 
 __all__ = ["ActivityWSGIMiddleware", "context_of", "serve"]
 
@@ -56,34 +58,40 @@ def context_of(environ: Any) -> WebContext:
 
 
 class _Response:
-    """A response whose parts are made, and which is closed, in the request's context."""
+    """A response whose parts are made, and which is closed, in the request's context.
+
+    A context that the application's generator opens stays in force in its next part, and nowhere else.
+    """
 
     def __init__(self, response: Any, context: WebContext) -> None:
         self._response = response
-        self._context = context
+        self._context: RequestContext | None = context
         self._parts: Iterator[bytes] | None = None
 
     def __iter__(self) -> _Response:
         return self
 
     def __next__(self) -> bytes:
-        token = bind(self._context)
-        try:
-            if self._parts is None:
-                self._parts = iter(self._response)
-            return next(self._parts)
-        finally:
-            unbind(token)
+        return self._call(self._next)  # type: ignore[no-any-return]  # what `_next` returns
+
+    def _next(self) -> bytes:
+        if self._parts is None:
+            self._parts = iter(self._response)
+        return next(self._parts)
 
     def close(self) -> None:
         """Close the application's response, if it can be closed."""
         close = getattr(self._response, "close", None)
         if close is not None:
-            token = bind(self._context)
-            try:
-                close()
-            finally:
-                unbind(token)
+            self._call(close)
+
+    def _call(self, step: Callable[[], Any]) -> Any:
+        token = bind(self._context)
+        try:
+            return step()
+        finally:
+            self._context = current_context()
+            unbind(token)
 
 
 def _header(environ: Any, name: str) -> list[str]:

@@ -308,8 +308,8 @@ def test_installed_and_removed() -> None:
     """Every method of Django is its own again."""
     from django.core.handlers import asgi, base, wsgi
 
-    names = ("__call__", "__call__", "get_response", "get_response_async")
-    owners = (wsgi.WSGIHandler, asgi.ASGIHandler, base.BaseHandler, base.BaseHandler)
+    names = ("__call__", "__call__", "get_response", "get_response_async", "resolve_request")
+    owners = (wsgi.WSGIHandler, asgi.ASGIHandler, *[base.BaseHandler] * 3)
     before = [getattr(owner, name) for owner, name in zip(owners, names, strict=True)]
     with recorded_events():
         assert all(

@@ -16,6 +16,9 @@ from otel_activity import Actor, activity_context, semconv
 from otel_activity.context import bind, current_context, unbind
 from otel_activity.frameworks import WebHooks, web
 from otel_activity.frameworks.asgi import ActivityASGIMiddleware
+from otel_activity.frameworks.users import identify
+from otel_activity.settings import Settings
+from tests.frameworks.requests import configure, snapshot
 from tests.frameworks.support import Account, memory
 
 if TYPE_CHECKING:
@@ -25,31 +28,9 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def options() -> Iterator[None]:
     """No resolver and no trusted proxy before and after each test."""
-    web.configure(None, ())
+    web.configure()
     yield
-    web.configure(None, ())
-
-
-async def answer(scope: Any, receive: Any, send: Any) -> None:
-    """An application that tells what an event would say."""
-    context = current_context()
-    assert context is not None
-    await send(context.snapshot())
-
-
-def snapshot(*headers: tuple[bytes, bytes], peer: Any = ("192.0.2.7", 1234), **scope: Any) -> dict[str, Any]:
-    """What an event of a request with these headers would say."""
-    heard: list[dict[str, Any]] = []
-
-    async def send(message: dict[str, Any]) -> None:
-        heard.append(message)
-
-    full = {"type": "http", "method": "POST", "headers": list(headers), "client": peer, **scope}
-    coroutine = ActivityASGIMiddleware(answer)(full, None, send)
-    with pytest.raises(StopIteration):
-        coroutine.send(None)
-    assert current_context() is None
-    return heard[0]
+    web.configure()
 
 
 def resolve_by_key(scope: Any) -> Any:
@@ -127,14 +108,14 @@ def test_a_request_keeps_its_id_and_its_peer() -> None:
 )
 def test_forwarded_addresses(trusted: tuple[str, ...], peer: str, forwarded: str, expected: str) -> None:
     """Believed only from trusted hops, from the right, up to the first that is not trusted."""
-    web.configure(None, trusted)
+    configure(trusted_proxies=trusted)
     found = snapshot((b"x-forwarded-for", forwarded.encode()), peer=(peer, 1))
     assert found[semconv.CLIENT_ADDRESS] == expected
 
 
 def test_several_forwarded_headers_are_one_list() -> None:
     """In the order in which they came."""
-    web.configure(None, ("10.0.0.0/8",))
+    configure(trusted_proxies=("10.0.0.0/8",))
     found = snapshot(
         (b"x-forwarded-for", b"6.6.6.6"), (b"x-forwarded-for", b"198.51.100.1"), peer=("10.0.0.1", 1)
     )
@@ -151,7 +132,7 @@ def test_a_unix_socket_has_no_address() -> None:
 
 def test_an_explicit_actor_wins_over_the_resolver() -> None:
     """A context inside the request beats it, one around the program gives way to it."""
-    web.configure(RESOLVER, ())
+    configure(actor_resolver=RESOLVER)
     scope = {"method": "GET", "headers": [], "answer": "u-resolved"}
     with activity_context(actor="u-outer", tenant="t-1"):
         context = web.WebContext(scope, None, lambda native, name: [])
@@ -214,7 +195,7 @@ def test_a_finished_request_is_freed_at_once() -> None:
 
 def test_a_resolver_names_the_actor() -> None:
     """An `Actor` or an id; None means that it does not know."""
-    web.configure(RESOLVER, ())
+    configure(actor_resolver=RESOLVER)
     assert snapshot(answer=Actor(id="svc", type="service"))[semconv.ACTOR_TYPE] == "service"
     assert snapshot(answer=42)[semconv.USER_ID] == "42"
     assert snapshot(answer=None)[semconv.ACTOR_TYPE] == "unknown"
@@ -239,7 +220,7 @@ def test_a_resolver_that_fails_gives_an_unknown_actor(
     said: Any, error: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With the error's type on the event, and one warning a minute."""
-    web.configure(RESOLVER, ())
+    configure(actor_resolver=RESOLVER)
     with caplog.at_level(logging.WARNING, "otel_activity"):
         for _ in range(3):
             found = snapshot(answer=said)
@@ -260,7 +241,7 @@ def test_a_resolver_that_fails_gives_an_unknown_actor(
 )
 def test_a_resolver_that_cannot_be_loaded(path: str, error: str) -> None:
     """The event says why its actor is unknown; the request goes on."""
-    web.configure(path, ())
+    configure(actor_resolver=path)
     assert snapshot()[semconv.ACTOR_ERROR_TYPE] == error
 
 
@@ -295,14 +276,14 @@ class LoginUser(User):
 )
 def test_user_objects(user: Any, expected: Actor | None) -> None:
     """The usual ways in which an application describes a user."""
-    assert web.identify(user) == expected
+    assert identify(user) == expected
 
 
 @pytest.mark.parametrize("user", [object(), {}, True, User(id=None), 1.5, [1]])
 def test_a_user_without_an_id_is_not_guessed(user: Any) -> None:
     """Whoever asks gets an error, which makes the actor unknown."""
     with pytest.raises(TypeError):
-        web.identify(user)
+        identify(user)
 
 
 def test_a_mapped_user_is_never_loaded() -> None:
@@ -314,12 +295,12 @@ def test_a_mapped_user_is_never_loaded() -> None:
         session.commit()
         statements: list[str] = []
         event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-        assert web.identify(account) == Actor(id="7")
+        assert identify(account) == Actor(id="7")
         assert statements == []
         assert account.name == "Ada"
-        assert web.identify(account) == Actor(id="7", name="Ada")
+        assert identify(account) == Actor(id="7", name="Ada")
         with pytest.raises(TypeError):
-            web.identify(Account(name="not stored yet"))
+            identify(Account(name="not stored yet"))
     engine.dispose()
 
 
@@ -333,12 +314,14 @@ def test_hooks_come_off() -> None:
         return [
             starlette.applications.Starlette.__call__,
             starlette.routing.Router.lifespan,
+            starlette.routing.Router.__call__,
             flask.Flask.__call__,
             flask.Flask.full_dispatch_request,
+            flask.Flask.dispatch_request,
         ]
 
     before = methods()
-    hooks = WebHooks(None, (), lambda: None)
+    hooks = WebHooks(Settings(), lambda: None)
     for _ in range(2):
         hooks.install()
         hooks.install()

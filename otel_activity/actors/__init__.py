@@ -1,0 +1,20 @@
+"""Who did it: actors, what to say when sources disagree, and the sources that every program has."""
+
+from __future__ import annotations
+
+from otel_activity.actors.actor import UNKNOWN_ACTOR, Actor, Finding, settle
+from otel_activity.actors.ambient import candidates, configure, is_asked
+from otel_activity.actors.text import ID_LENGTH, clean, is_id
+
+__all__ = [
+    "ID_LENGTH",
+    "UNKNOWN_ACTOR",
+    "Actor",
+    "Finding",
+    "candidates",
+    "clean",
+    "configure",
+    "is_asked",
+    "is_id",
+    "settle",
+]

@@ -1,0 +1,108 @@
+"""One actor, and the rule for several sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from otel_activity import semconv
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["UNKNOWN_ACTOR", "Actor", "Finding", "settle"]
+
+ACTOR_TYPES: Final = ("user", "service", "system", "anonymous", "unknown")
+
+UNKNOWN_ACTOR: Final = {semconv.ACTOR_TYPE: "unknown"}
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who did it.
+
+    Attributes:
+        id: stable identifier (``user.id``); None for actors of type ``anonymous`` or ``unknown``.
+        name: name for people (``user.name``).
+        type: one of ``user``, ``service``, ``system``, ``anonymous``, ``unknown``.
+        roles: roles at the time (``user.roles``).
+        on_behalf_of: id of the user that is impersonated.
+        tenant: the tenant they act in (``activity.tenant.id``), unless the context names one.
+    """
+
+    id: str | None = None
+    name: str | None = None
+    type: str = "user"
+    roles: tuple[str, ...] = ()
+    on_behalf_of: str | None = None
+    tenant: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.type not in ACTOR_TYPES:
+            raise ValueError(f"actor type {self.type!r} is unknown; use one of {', '.join(ACTOR_TYPES)}")
+
+    def attributes(self) -> dict[str, Any]:
+        """The actor as event attributes; what is not known is left out, and so is the tenant."""
+        found: dict[str, Any] = {semconv.ACTOR_TYPE: self.type}
+        if self.id is not None:
+            found[semconv.USER_ID] = self.id
+        if self.name is not None:
+            found[semconv.USER_NAME] = self.name
+        if self.roles:
+            found[semconv.USER_ROLES] = list(self.roles)
+        if self.on_behalf_of is not None:
+            found[semconv.ACTOR_ON_BEHALF_OF] = self.on_behalf_of
+        return found
+
+    def finding(self) -> Finding:
+        """The actor as what one context has found out."""
+        return Finding(self.attributes(), self.tenant)
+
+
+class Finding(NamedTuple):
+    """What one context knows about who acts.
+
+    Attributes:
+        attributes: the actor as event attributes.
+        tenant: the tenant the actor acts in.
+    """
+
+    attributes: dict[str, Any]
+    tenant: str | None = None
+
+
+def settle(candidates: Sequence[tuple[str, Actor]]) -> Finding | None:
+    """What several sources say together: the actor they agree on, or ``unknown`` with all candidates.
+
+    A source that names nobody (anonymous) does not contradict one that does. A source that knows of an
+    impersonation agrees with one that knows only the actor or only the user who is impersonated.
+
+    Args:
+        candidates: source and actor; the first of those that agree tells name and roles.
+    """
+    named = [(source, actor) for source, actor in candidates if actor.id is not None]
+    if not named:
+        return candidates[0][1].finding() if candidates else None
+    tenants = {actor.tenant for _, actor in named if actor.tenant is not None}
+    tenant = tenants.pop() if len(tenants) == 1 else None
+    _, chosen = next(((s, a) for s, a in named if a.on_behalf_of is not None), named[0])
+    if all(_agrees(chosen, actor) for _, actor in named):
+        return Finding(chosen.attributes(), tenant)
+    conflict = {
+        semconv.ACTOR_TYPE: "unknown",
+        semconv.ACTOR_CANDIDATES: [_candidate(source, actor) for source, actor in named],
+    }
+    return Finding(conflict, tenant)
+
+
+def _agrees(chosen: Actor, other: Actor) -> bool:
+    if other.on_behalf_of is not None:
+        return (other.id, other.on_behalf_of) == (chosen.id, chosen.on_behalf_of)
+    return other.id in (chosen.id, chosen.on_behalf_of)
+
+
+def _candidate(source: str, actor: Actor) -> dict[str, Any]:
+    found = {"source": source, "id": actor.id}
+    if actor.on_behalf_of is not None:
+        found["on_behalf_of"] = actor.on_behalf_of
+    return found
