@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from otel_activity.errors import ConfigurationError
+from otel_activity.rules import RequestRule
 from otel_activity.semconv import RedactionMode
 
 if TYPE_CHECKING:
@@ -220,6 +221,13 @@ def _networks(text: str) -> tuple[str, ...]:
         raise ValueError("not a list of addresses; use for example 10.0.0.0/8,192.0.2.1") from None
 
 
+def _request_rules(text: str) -> tuple[str, ...]:
+    rules = [RequestRule.parse(part) for part in _words(text)]
+    if all(rule.exception for rule in rules):
+        raise ValueError("nothing but exceptions, so no request is reported; name some first, * for all")
+    return tuple(rule.text for rule in rules)
+
+
 def _did_you_mean(word: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}? " if close else ""
@@ -385,6 +393,13 @@ FIELDS: Final[tuple[Field, ...]] = (
         "Name of the cookie that identifies a session where the framework does not; stored as a hash.",
     ),
     Field(
+        "requests",
+        "OTEL_ACTIVITY_REQUESTS",
+        _request_rules,
+        "Requests to report as events of their own: comma-separated rules of methods, routes and status "
+        "codes, for example writes,401|403,GET /admin/*,!/health. Unset: none.",
+    ),
+    Field(
         "fetch_before",
         "OTEL_ACTIVITY_FETCH_BEFORE",
         _boolean,
@@ -457,6 +472,7 @@ class Settings:
     trusted_proxies: tuple[str, ...] = ()
     proxy_header: str = "x-forwarded-for"
     session_cookie: str | None = None
+    requests: tuple[str, ...] = ()
     fetch_before: bool = False
     value_length_limit: int = 65_536
     schedule_delay: int = 1_000

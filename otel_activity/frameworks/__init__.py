@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_activity.frameworks import web
+from otel_activity.frameworks import requests, web
 from otel_activity.frameworks.django import DjangoLogins, DjangoRequests
 from otel_activity.frameworks.flask import FlaskLogins, FlaskRequests
 from otel_activity.frameworks.security import SecurityLog
@@ -25,7 +25,7 @@ class WebHooks:
     Args:
         settings: what is asked and believed.
         flush: called in a thread when an ASGI application has shut down; None for nothing.
-        sink: where security events go; None for nowhere.
+        sink: where security and request events go; None for nowhere.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class WebHooks:
     ) -> None:
         self._settings = settings
         lifespan = () if flush is None else (LifespanFlush(flush),)
+        self._sink = sink
         log = SecurityLog(sink)
         self._hooks = (
             *lifespan,
@@ -45,11 +46,13 @@ class WebHooks:
             FlaskLogins(log),
             DjangoRequests(),
             DjangoLogins(log),
+            requests.ErrorSignals(),
         )
 
     def install(self) -> None:
         """Hook into the frameworks that are loaded, and into the others when they are."""
         web.configure(self._settings)
+        requests.configure(self._settings.requests, self._sink)
         for hook in self._hooks:
             hook.install()
 
@@ -57,4 +60,5 @@ class WebHooks:
         """Put everything back."""
         for hook in reversed(self._hooks):
             hook.uninstall()
+        requests.configure()
         web.configure()

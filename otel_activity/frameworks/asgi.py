@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otel_activity.context import bind, unbind
+from otel_activity.frameworks.requests import watch
 from otel_activity.frameworks.web import WebContext, is_in_force, mark, marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from otel_activity.frameworks.requests import Watch
 
 __all__ = ["ActivityASGIMiddleware", "context_of", "serve"]
 
@@ -51,11 +54,34 @@ async def serve(
     if is_in_force(context):  # an outer middleware, or the application this one is mounted in
         await app(scope, receive, send)
         return
+    watching = watch(context) if scope["type"] == "http" else None
     token = bind(context)
     try:
-        await app(scope, receive, send)
+        if watching is None:
+            await app(scope, receive, send)
+        else:
+            await _watched(watching, app, scope, receive, send)
     finally:
         unbind(token)
+
+
+async def _watched(watching: Watch, app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Call an application and report the request when it returns, with the error if there was one."""
+
+    async def sending(message: Any) -> None:
+        kind = message.get("type")
+        if kind == "http.response.start":
+            watching.responded(message.get("status"))
+        await send(message)
+        if kind == "http.response.body" and not message.get("more_body", False):
+            watching.finished()
+
+    try:
+        await app(scope, receive, sending)
+    except BaseException as error:
+        watching.end(error)
+        raise
+    watching.end()
 
 
 def context_of(scope: Any) -> WebContext:

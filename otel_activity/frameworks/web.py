@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
+    from otel_activity.frameworks.requests import Watch
+
 __all__ = ["WebContext", "configure", "is_in_force", "mark", "marked", "warn"]
 
 _MARK: Final = "otel_activity.context"
@@ -111,6 +113,7 @@ class WebContext(RequestContext):
         native: the ASGI scope or the WSGI environ; what the resolver gets.
         header: gives the values of a request header by its lower-case name.
         peer: address of the other end of the connection, as the server told when the request began.
+        watch: what waits for the end of the request, to report it.
     """
 
     __slots__ = (
@@ -126,6 +129,7 @@ class WebContext(RequestContext):
         "secret",
         "session",
         "users",
+        "watch",
     )
 
     asks_otel = True
@@ -142,6 +146,7 @@ class WebContext(RequestContext):
         self.claims: Callable[[], Iterable[tuple[str, Any]]] | None = None
         self.session: Callable[[], Any] | None = None
         self.secret: Callable[[], Any] | None = None
+        self.watch: Watch | None = None
         self._fixed: dict[str, Any] = {}
         self._foreign = trace.get_current_span() if inner else None
         self._spans: list[trace.Span] = []
@@ -152,6 +157,11 @@ class WebContext(RequestContext):
         span = trace.get_current_span()
         if span not in (self._foreign, trace.INVALID_SPAN, *self._spans) and len(self._spans) < _SPANS:
             self._spans.append(span)
+
+    @property
+    def span(self) -> trace.Span | None:
+        """The innermost span that was remembered: it may be gone when the request ends."""
+        return self._spans[-1] if self._spans else None
 
     def own_attributes(self) -> dict[str, Any]:
         """Method, route, client, user agent, request id, session."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otel_activity.context import bind, current_context, unbind
+from otel_activity.frameworks.requests import watch
 from otel_activity.frameworks.web import WebContext, is_in_force, mark, marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from otel_activity.context import RequestContext
+    from otel_activity.frameworks.requests import Watch
 
 __all__ = ["ActivityWSGIMiddleware", "context_of", "serve"]
 
@@ -37,15 +39,32 @@ def serve(app: Any, environ: Any, start_response: Any) -> Any:
     context = context_of(environ)
     if is_in_force(context):
         return app(environ, start_response)
+    watching = watch(context)
+    if watching is not None:
+        start_response = _watched(watching, start_response)
     token = bind(context)
     try:
         response = app(environ, start_response)
+    except BaseException as error:
+        if watching is not None:
+            watching.end(error)
+        raise
     finally:
         unbind(token)
     wrapper = environ.get("wsgi.file_wrapper")
     if isinstance(response, (list, tuple)) or (isinstance(wrapper, type) and isinstance(response, wrapper)):
+        if watching is not None:
+            watching.end()
         return response  # nothing of the application runs while these are read; servers know them
-    return _Response(response, context)
+    return _Response(response, context, watching)
+
+
+def _watched(watching: Watch, start_response: Any) -> Any:
+    def started(status: Any, headers: Any, *error: Any) -> Any:
+        watching.responded(status)
+        return start_response(status, headers, *error)
+
+    return started
 
 
 def context_of(environ: Any) -> WebContext:
@@ -63,8 +82,9 @@ class _Response:
     A context that the application's generator opens stays in force in its next part, and nowhere else.
     """
 
-    def __init__(self, response: Any, context: WebContext) -> None:
+    def __init__(self, response: Any, context: WebContext, watching: Watch | None) -> None:
         self._response = response
+        self._watching = watching
         self._context: RequestContext | None = context
         self._parts: Iterator[bytes] | None = None
 
@@ -80,15 +100,28 @@ class _Response:
         return next(self._parts)
 
     def close(self) -> None:
-        """Close the application's response, if it can be closed."""
+        """Close the application's response, if it can be closed, and report the request."""
         close = getattr(self._response, "close", None)
-        if close is not None:
-            self._call(close)
+        try:
+            if close is not None:
+                self._call(close)
+        finally:
+            watching, self._watching = self._watching, None
+            if watching is not None:
+                watching.end()
 
     def _call(self, step: Callable[[], Any]) -> Any:
         token = bind(self._context)
         try:
             return step()
+        except StopIteration:
+            if self._watching is not None:
+                self._watching.finished()
+            raise
+        except BaseException as error:
+            if self._watching is not None:
+                self._watching.failed(error)
+            raise
         finally:
             self._context = current_context()
             unbind(token)

@@ -28,6 +28,7 @@ settings.configure(
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{_folder}/users.db"}},
     INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions"],
     MIDDLEWARE=[
+        f"{__name__}.Spans",
         "django.contrib.sessions.middleware.SessionMiddleware",
         "django.contrib.auth.middleware.AuthenticationMiddleware",
         f"{__name__}.impersonation",
@@ -52,12 +53,15 @@ from django.db import connection
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test.utils import CaptureQueriesContext
 from django.urls import include, path, re_path
+from django.utils.deprecation import MiddlewareMixin
+from opentelemetry import context as otel_context
+from opentelemetry import trace
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.response import Response
 from rest_framework.views import APIView
 from sqlalchemy.orm import Session
 
-from tests.frameworks.support import Task, save
+from tests.frameworks.support import SPAN, Task, save
 
 
 class Shop:
@@ -95,6 +99,19 @@ def impersonation(get_response: Any) -> Any:
         return get_response(request)
 
     return middleware
+
+
+class Spans(MiddlewareMixin):
+    """A span as OpenTelemetry's instrumentation makes it: gone before the response begins."""
+
+    def process_request(self, request: Any) -> None:
+        """Open it."""
+        request.token = otel_context.attach(trace.set_span_in_context(SPAN))
+
+    def process_response(self, request: Any, response: Any) -> Any:
+        """End it."""
+        otel_context.detach(request.token)
+        return response
 
 
 def maintenance(get_response: Any) -> Any:
