@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DurableDelivery"]
 
+_REPORTED: Final = Commit.REPORTED.value
 _ADOPT_EVERY: Final = 30.0
 """Seconds between two looks for journals of processes that died beside this one."""
 _SYNC_EVERY: Final = 1.0
@@ -114,7 +115,7 @@ class DurableDelivery(Feeder):
         self._roads = [Road(lane) for lane in self.lanes]
         self._inbox: deque[Held] = deque()
         self._ended: deque[Held] = deque()
-        self._taken_in = 0
+        self._in = self._taken_in = 0
         # Each is counted up by one side only, so that the feeder needs no lock of a request.
         self._kept = self._let_go = 0
         self._adopted = threading.Event()
@@ -160,20 +161,18 @@ class DurableDelivery(Feeder):
         """Write the unit to the journal, encoded: its events have their final ids from here on."""
         events: list[Event] = []
         for entry in unit.entries:
-            event = self._encoded(entry, unit, Commit.UNKNOWN)
-            if event is not None:
-                events.append(event)
-        held = Held(events, len(events), len(self.lanes))
-        held.proof = unit.proof
-        unit.prepared = held
-        source = self._journal()
+            try:
+                events.append(entry.to_event(unit, Commit.REPORTED))
+            except Exception:  # noqa: BLE001 - one odd entry costs itself, not its neighbours
+                self._lost_one()
+        count = len(events)
+        lanes = len(self.lanes)
+        held = unit.prepared = Held(count, events, lanes, lanes, unit.proof)
+        source = self._own or self._journal()
         if source is None or not events:
             return
         try:
-            payload = encode_unit(events, unit.proof)
-            with source.journal.lock:
-                held.place = source.journal.append(PREPARED, payload, unit=True)
-                source.begin()
+            held.place = source.journal.append(PREPARED, encode_unit(events, unit.proof), unit=True)
             held.source = source
         except JournalFull:
             self._say(
@@ -188,7 +187,12 @@ class DurableDelivery(Feeder):
 
     def committed(self, unit: Unit) -> None:
         """Mark the unit and hand it on."""
-        self._release(self._held(unit, unit.commit or Commit.REPORTED))
+        held = unit.prepared
+        if held is None or unit.error is not None or unit.commit is not Commit.REPORTED:
+            held = self._held(unit, unit.commit or Commit.REPORTED)
+        else:
+            held.commit = _REPORTED
+        self._release(held)
 
     def undecided(self, unit: Unit, error: BaseException | None) -> None:
         """Have the database asked. If it cannot be, hand the unit on as ``activity.commit=unknown``."""
@@ -223,7 +227,7 @@ class DurableDelivery(Feeder):
     def _release(self, held: Held) -> None:
         if not held.count:
             return
-        if held.events is not None:
+        if held.events is not None and held.commit is not _REPORTED:
             held.events = decided(held.events, held)
         # Under one lock, so that units are released in the order of their marks.
         with self._lock:
@@ -232,28 +236,32 @@ class DurableDelivery(Feeder):
                 self.dropped += held.count
         if why is not None:
             self._say("dropped", logging.ERROR, f"{self.dropped} events dropped so far ({why})")
-        self._ensure_thread()
+        if self._thread is None:
+            self._ensure_thread()
 
     def _enter(self, held: Held) -> str | None:
         """Let a released unit in, its events too if there is room for them; else say why it is dropped."""
+        count = held.count
         if held.events is not None:
-            if self._kept == self._let_go or self._kept - self._let_go + held.count <= self.capacity:
-                self._kept += held.count
+            in_memory = self._kept - self._let_go
+            if not in_memory or in_memory + count <= self.capacity:
+                self._kept += count
             elif held.source is not None:
                 held.events = None
             else:
                 return f"not journaled, and more than {self.capacity} wait in memory"
         if held.source is None:
-            self.unjournaled += held.count
+            self.unjournaled += count
         else:
             held.mark = self._mark(held.source, RELEASED, encode_release(held))
         self._let_in(held)
-        self.released += held.count
+        self.released += count
         return None
 
     def _let_in(self, held: Held) -> None:
         """Its place in the order in which units are fed; called under the lock."""
-        held.before = self._entered
+        held.before = self._in
+        self._in += held.count
         self._inbox.append(held)
 
     def _mark(self, source: Source, kind: int, payload: bytes) -> int:
@@ -291,7 +299,7 @@ class DurableDelivery(Feeder):
 
     @property
     def _entered(self) -> int:
-        return self.released + self.adopted
+        return self._in
 
     def _worth_waiting(self) -> bool:
         """Whether a lane that works is still being fed; what a stuck one has not taken is in the journal."""

@@ -74,6 +74,7 @@ class _Released(msgspec.Struct, array_like=True):
     count: int | None = None
 
 
+_REPORTED: Final = Commit.REPORTED.value
 # JSON, because an event's changes are JSON text already and go in as they are.
 _encode = msgspec.json.Encoder().encode
 _decode_unit = msgspec.json.Decoder(_Prepared).decode
@@ -81,20 +82,23 @@ _decode_release = msgspec.json.Decoder(_Released).decode
 _decode_cursors = msgspec.json.Decoder(dict[str, int]).decode
 
 
+_RELEASED_REPORTED: Final = _encode(_Released(_REPORTED))
+
+
 def encode_unit(events: list[Event], proof: Proof | None = None) -> bytes:
-    """The payload of a prepared record.
+    """The payload of a prepared record. The events say that they were committed: most are.
 
     Raises:
         OverflowError, TypeError, ValueError: an event holds what `Event` promises it does not.
     """
+    count = _COUNT.pack(len(events))
     traces = [event.trace_id for event in events]
     if not any(traces):
-        return _COUNT.pack(len(events)) + _encode(_Prepared(events, None, proof))
+        return count + _encode((events, None, proof))
     for event in events:
         event.trace_id = 0
     try:
-        apart = [f"{trace:x}" for trace in traces]
-        return _COUNT.pack(len(events)) + _encode(_Prepared(events, apart, proof))
+        return count + _encode((events, [f"{trace:x}" for trace in traces], proof))
     finally:
         for event, trace in zip(events, traces, strict=True):
             event.trace_id = trace
@@ -114,6 +118,8 @@ def decode_unit(payload: bytes) -> tuple[list[Event], Proof | None]:
 
 def encode_release(held: Held) -> bytes:
     """The payload of a release."""
+    if held.commit == _REPORTED and held.error is None:
+        return _NUMBER.pack(held.number) + _RELEASED_REPORTED
     count = held.count if held.commit == ROLLED_BACK else None
     return _NUMBER.pack(held.number) + _encode(_Released(held.commit, held.error, count))
 
@@ -125,6 +131,8 @@ def encode_abort(held: Held) -> bytes:
 
 def decided(events: list[Event], held: Held) -> list[Event]:
     """The events as they go out, once the fate of their unit is known."""
+    if held.commit == _REPORTED and held.error is None:
+        return events  # that is what they were encoded as
     if held.commit == ROLLED_BACK:
         return [_failed(event) for event in survivors(events)]
     for event in events:
@@ -152,7 +160,7 @@ def _failed(event: Event) -> Event:
     return event
 
 
-class Held:
+class Held(msgspec.Struct, eq=False):
     """One unit from prepare until every exporter has confirmed it.
 
     Attributes:
@@ -171,35 +179,19 @@ class Held:
         unconfirmed: exporters that have not confirmed it.
     """
 
-    __slots__ = (
-        "before",
-        "commit",
-        "count",
-        "error",
-        "events",
-        "mark",
-        "place",
-        "proof",
-        "sequence",
-        "skip",
-        "source",
-        "unconfirmed",
-        "untaken",
-    )
-
-    def __init__(self, events: list[Event] | None, count: int, lanes: int) -> None:
-        self.count = count
-        self.events = events
-        self.source: Source | None = None
-        self.place: Place | None = None
-        self.mark = -1
-        self.commit = Commit.UNKNOWN.value
-        self.error: str | None = None
-        self.sequence = 0
-        self.skip: tuple[str, ...] = ()
-        self.untaken = self.unconfirmed = lanes
-        self.before = 0
-        self.proof: Proof | None = None
+    count: int
+    events: list[Event] | None
+    unconfirmed: int
+    untaken: int
+    proof: Proof | None = None
+    source: Source | None = None
+    place: Place | None = None
+    mark: int = -1
+    commit: str = Commit.UNKNOWN.value
+    error: str | None = None
+    sequence: int = 0
+    skip: tuple[str, ...] = ()
+    before: int = 0
 
     @property
     def number(self) -> int:
@@ -216,28 +208,16 @@ class Source:
         self._cursors: dict[str, int] = {}
         self._changed = False
         self._finished = 0
-        self._begun = 0
 
     @property
     def open(self) -> int:
         """Units that are not finished."""
-        return self._begun - self._finished
+        return self.journal.begun - self._finished
 
     @property
     def done(self) -> bool:
         """Whether nothing in the journal is needed any more."""
         return self.open == 0
-
-    def begin(self) -> None:
-        """A unit was written; called under the journal's lock."""
-        self._begun += 1
-
-    def take(self, held: Held) -> None:
-        """A unit of a journal that was taken over is still needed."""
-        if held.place is not None:
-            self.begin()
-            opened = self.journal.opened
-            opened[held.place.segment] = opened.get(held.place.segment, 0) + 1
 
     def finish(self, place: Place) -> None:
         """A unit was aborted, or confirmed by all exporters."""
@@ -342,13 +322,14 @@ def take_over(journal: Journal, exporters: Sequence[str]) -> TakenOver:
     for held in undecided:
         held.error = DAMAGED if losses else NO_MARK
     for held in (*left, *undecided):
-        source.take(held)
+        if held.place is not None:
+            journal.take(held.place.segment)
     return TakenOver(source, left, undecided, losses)
 
 
 def _prepared(record: Record, segment: int, source: Source, lanes: int) -> Held:
     (count,) = _COUNT.unpack_from(record.payload)
-    held = Held(None, count, lanes)
+    held = Held(count, None, lanes, lanes)
     held.source = source
     held.place = Place(record.number, segment, record.start, record.end - record.start)
     return held

@@ -49,6 +49,7 @@ interrupted, and that handler may be waiting for the background."""
 
 _datasync: Final = getattr(os, "fdatasync", os.fsync)
 _crc32 = zlib.crc32
+_new = tuple.__new__
 
 
 class JournalFull(Exception):
@@ -168,11 +169,14 @@ class Journal:
     ) -> None:
         self.path = path
         self.lock = threading.RLock()
+        self.begun = 0
+        """Units that were begun, here or in what was taken over."""
         self.opened: dict[int, int] = {}
-        """Units that were begun in each segment; written by appending threads."""
+        """The same for each segment; written by appending threads."""
         self._finished: dict[int, int] = {}
         self._owner = lock
         self._fsync = fsync
+        self._always = fsync == "always"
         self._max_bytes = max_bytes
         self._segment_bytes = _LARGEST_SEGMENT
         if max_bytes is not None:
@@ -250,30 +254,29 @@ class Journal:
             JournalFull: a unit would exceed the bound.
             OSError: disk full, or worse; nothing is left of the record.
         """
+        # Runs on the request's thread, twice for each transaction: each line here was measured.
         crc = _crc32(payload)
+        size = RECORD_SIZE + len(payload)
         with self.lock:
             if self._busy:  # a signal handler interrupted this very thread in the middle of a record
                 raise OSError("a record is being written")
             self._busy = True
             try:
-                return self._append(kind, payload, crc, unit=unit)
+                if unit and self._max_bytes is not None and self.size + size > self._max_bytes:
+                    raise JournalFull
+                if self._descriptor is None or (
+                    self._offset + size > self._segment_bytes and self._offset > HEADER_SIZE
+                ):
+                    self._roll()
+                number, segment, offset = self._next, self._active, self._offset
+                self._write(frame(number, kind, payload, crc))
+                self._next = number + 1
+                if unit:
+                    self.opened[segment] += 1
+                    self.begun += 1
+                return _new(Place, (number, segment, offset, size))
             finally:
                 self._busy = False
-
-    def _append(self, kind: int, payload: bytes, crc: int, *, unit: bool) -> Place:
-        size = RECORD_SIZE + len(payload)
-        if unit and self._max_bytes is not None and self.size + size > self._max_bytes:
-            raise JournalFull
-        if self._descriptor is None or (
-            self._offset + size > self._segment_bytes and self._offset > HEADER_SIZE
-        ):
-            self._roll()
-        place = Place(self._next, self._active, self._offset, size)
-        self._write(frame(self._next, kind, payload, crc))
-        self._next += 1
-        if unit:
-            self.opened[self._active] = self.opened.get(self._active, 0) + 1
-        return place
 
     def append_soon(self, kind: int, payload: bytes) -> bool:
         """As `append`, from the background: False when the lock is not to be had."""
@@ -290,16 +293,17 @@ class Journal:
         if descriptor is None:
             raise OSError("the journal is closed")
         try:
+            size = len(data)
             done = os.write(descriptor, data)
-            while done < len(data):
+            while done < size:
                 done += os.write(descriptor, data[done:])
-            if self._fsync == "always":
+            if self._always:
                 _datasync(descriptor)
         except OSError:
             self._undo(descriptor)
             raise
-        self._offset += len(data)
-        self._written += len(data)
+        self._offset += size
+        self._written += size
         self._sizes[self._active] = self._offset
         self._dirty = True
 
@@ -320,7 +324,7 @@ class Journal:
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(self._file(segment), flags, 0o600)
         self._active, self._offset = segment, 0
-        self._sizes[segment] = 0
+        self._sizes[segment] = self.opened[segment] = 0
         self._write(segment_header(self._next))
         if self._fsync != "never":
             _sync_directory(self.path)
@@ -427,6 +431,11 @@ class Journal:
             self._reader = None
 
     # --- finishing ---------------------------------------------------------------------------
+
+    def take(self, segment: int) -> None:
+        """A unit of a journal that was taken over begins in the segment, and is still needed."""
+        self.begun += 1
+        self.opened[segment] = self.opened.get(segment, 0) + 1
 
     def finish(self, segment: int) -> None:
         """A unit that begins in the segment needs it no longer."""
