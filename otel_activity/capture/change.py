@@ -17,6 +17,8 @@ from otel_activity.context import current_context
 from otel_activity.events import Commit, Event, packed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from otel_activity.capture.plan import Plan, TablePlan
     from otel_activity.context import RequestContext
     from otel_activity.events import Unit
@@ -82,7 +84,7 @@ class Change:
     def to_event(self, unit: Unit, commit: Commit) -> Event:
         """Encode; see `otel_activity.events.Entry`."""
         plan = self.plan
-        attributes = plan.attributes_of(self.kind, unit, commit).copy()
+        attributes = plan.attributes_of(self.kind, unit, commit)
         attributes[semconv.ENTITY_ID] = plan.entity_id(self.identity)
         attributes[semconv.CHANGES] = packed(self._changes())
         attributes[semconv.CAPTURE] = "partial" if self.partial else "full"
@@ -106,21 +108,21 @@ class Change:
         """``{column: {"before": x, "after": y}}``; a side that is not known is left out."""
         before = self.before
         after = self.after
-        plain = self.plan.plain
+        plan = self.plan
         if not before:
-            return {
-                name: {} if value is MISSING else {"after": plain(value)} for name, value in after.items()
-            }
-        changes: dict[str, Any] = {}
-        for name, value in before.items():
-            sides: dict[str, Any] = {}
-            if value is not MISSING:
-                sides["before"] = plain(value)
-            other = after.get(name, MISSING)
-            if other is not MISSING:
-                sides["after"] = plain(other)
-            changes[name] = sides
+            return _one_side("after", after, plan.encode(after.values()))
+        changes = _one_side("before", before, plan.encode(before.values()))
+        if after:
+            for name, value in zip(after, plan.encode(after.values()), strict=True):
+                if value is not MISSING and name in changes:
+                    changes[name]["after"] = value
         return changes
+
+
+def _one_side(side: str, names: Iterable[str], values: list[Any]) -> dict[str, Any]:
+    return {
+        name: {} if value is MISSING else {side: value} for name, value in zip(names, values, strict=True)
+    }
 
 
 class Row(Change):
@@ -142,14 +144,14 @@ class Row(Change):
         self.attributes = None
         self.otel = _current_otel()
 
-    def to_event(self, unit: Unit, commit: Commit) -> Event:
-        """Encode; see `otel_activity.events.Entry`."""
-        side: dict[str, Any] = {}
-        partial = False
-        for column, value in zip(self.plan.columns, self.values, strict=True):
-            kept = value if type(value) in _KEPT else column.late(value)
-            side[column.name] = kept
-            partial |= kept is MISSING
-        self.before, self.after = ({}, side) if self.kind is CREATED else (side, {})
-        self.partial = partial
-        return super().to_event(unit, commit)
+        self.partial = False
+
+    def _changes(self) -> dict[str, Any]:
+        plan, values = self.plan, self.values
+        if not _KEPT.issuperset(map(type, values)):
+            values = [
+                value if type(value) in _KEPT else column.late(value)
+                for column, value in zip(plan.columns, values, strict=True)
+            ]
+            self.partial = any(value is MISSING for value in values)
+        return _one_side("after" if self.kind is CREATED else "before", plan.names, plan.encode(values))

@@ -12,7 +12,7 @@ from sqlalchemy.orm.base import LoaderCallableStatus
 
 from otel_activity import semconv
 from otel_activity.capture.rules import RulesMaker
-from otel_activity.codec import ATOMIC, encode, text_of
+from otel_activity.codec import ATOMIC, encode, encode_all, text_of
 from otel_activity.events import Redacted
 from otel_activity.semconv import RedactionMode
 
@@ -172,15 +172,25 @@ class TablePlan:
         self.rules = rules
         self.limit = limit
         self._hidden: tuple[RedactionMode | None, ...] | None = None
-        self._attributes: tuple[Any, Any, dict[str, Any]] = (None, None, {})
+        self._attributes: dict[str, tuple[str, str, dict[str, Any]]] = {}
 
     def attributes_of(self, kind: tuple[str, str, str], unit: Unit, commit: Commit) -> dict[str, Any]:
-        """What all events of one kind in one unit share; to be copied. Remembers the last answer."""
-        of_unit, of_kind, attributes = self._attributes
-        if of_unit is unit.transaction_id and of_kind is kind and attributes[semconv.COMMIT] == commit:
-            return attributes
+        """What all events of one kind in one unit share."""
+        known = self._attributes.get(kind[0])
+        if known is None or known[0] != unit.database or known[1] != unit.system:
+            known = (unit.database, unit.system, self._constant(kind, unit))
+            self._attributes[kind[0]] = known
+        attributes = known[2].copy()
+        attributes[semconv.TRANSACTION_ID] = unit.transaction_id
+        attributes[semconv.COMMIT] = commit._value_
+        if unit.error is not None:
+            attributes[semconv.ERROR_TYPE] = unit.error
+        return attributes
+
+    def _constant(self, kind: tuple[str, str, str], unit: Unit) -> dict[str, Any]:
+        """What all events of one kind in one database share."""
         _, action, operation = kind
-        attributes = {
+        return {
             semconv.ACTIVITY_ACTION: action,
             semconv.ACTIVITY_OUTCOME: "success",
             semconv.ENTITY_TYPE: self.entity_type,
@@ -188,14 +198,8 @@ class TablePlan:
             semconv.DB_NAMESPACE: f"{unit.database}|{self.schema}" if self.schema else unit.database,
             semconv.DB_COLLECTION_NAME: self.collection,
             semconv.DB_OPERATION_NAME: operation,
-            semconv.TRANSACTION_ID: unit.transaction_id,
-            semconv.COMMIT: commit.value,
             semconv.ACTIVITY_SCHEMA_VERSION: semconv.SCHEMA_VERSION,
         }
-        if unit.error is not None:
-            attributes[semconv.ERROR_TYPE] = unit.error
-        self._attributes = (unit.transaction_id, kind, attributes)  # not the unit, which may be large
-        return attributes
 
     def hide_key(self, columns: Iterable[tuple[Any, str]]) -> None:
         """Note which parts of the primary key are secret. A hash, if there is a key for it, tells entities
@@ -220,7 +224,13 @@ class TablePlan:
         kind = type(value)
         if kind is Encoded:
             return value.value
+        if value is MISSING:
+            return value
         return encode(self.redactor.clean(value.value) if kind is Copied else value, self.limit)
+
+    def encode(self, values: Iterable[Any]) -> list[Any]:
+        """What the event says of captured values: plain JSON, or `MISSING`."""
+        return encode_all(values, self.plain, self.limit)
 
     def encoded(self, value: Any) -> Any:
         """A JSON-like value, nested secrets removed; SQL expressions and loader symbols are not values."""
@@ -232,7 +242,7 @@ class TablePlan:
 class Plan(TablePlan):
     """What to take from objects of one mapper."""
 
-    __slots__ = ("at_once", "by_key", "columns", "defaults", "mapper", "pk", "watched")
+    __slots__ = ("at_once", "by_key", "columns", "defaults", "mapper", "names", "pk", "watched")
 
     def __init__(self, mapper: Mapper[Any], rules: Rules, redactor: Redacts, limit: int) -> None:
         # A class may be mapped to a join of tables, which has no name.
@@ -242,6 +252,7 @@ class Plan(TablePlan):
         self.mapper = mapper
         columns = list(self._columns(mapper))
         self.columns: tuple[ColumnPlan, ...] = tuple(columns)
+        self.names = tuple([column.name for column in columns])
         self.by_key = {column.key: column for column in columns}
         self.pk = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
         self.hide_key(zip(mapper.primary_key, self.pk, strict=True))
