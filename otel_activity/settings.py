@@ -22,9 +22,11 @@ from otel_activity.semconv import RedactionMode
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["FIELDS", "Field", "InstrumentFlags", "Settings", "flags", "mask_dsn"]
+__all__ = ["FIELDS", "RECEIVE_PREFIX", "Field", "InstrumentFlags", "Settings", "flags", "mask_dsn"]
 
 PREFIX: Final = "OTEL_ACTIVITY_"
+RECEIVE_PREFIX: Final = f"{PREFIX}RECEIVE_"
+"""Options of ``otel-activity receive``, which are no settings of an audited process."""
 EXPORTERS: Final = ("postgres", "otlp", "console", "none")
 STARTUP_MODES: Final = ("check", "warn", "require")
 _DSN_FIX: Final = "use postgresql://user:password@host:5432/database"
@@ -626,7 +628,7 @@ def _argument(name: str, value: Any) -> Any:
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
     """A misspelt variable must not mean "runs with less auditing or less redaction than configured"."""
     for variable in environ:
-        if variable.startswith(PREFIX) and variable not in _OURS:
+        if variable.startswith(PREFIX) and variable not in _OURS and not variable.startswith(RECEIVE_PREFIX):
             raise ConfigurationError(
                 variable,
                 "...",

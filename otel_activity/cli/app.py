@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "schema": ("otel_activity.cli.schema:schema", "Create, upgrade and inspect the store's tables."),
     "search": ("otel_activity.cli.search:search", "Find events, newest first."),
     "history": ("otel_activity.cli.history:history", "Show what happened to one entity."),
+    "receive": ("otel_activity.cli.receive:receive", "Receive events as OTLP, and store them."),
     "tail": ("otel_activity.cli.tail:tail", "Show the newest events and follow new ones."),
 }
 """Name -> (module:attribute, one line for ``--help``), so that ``--help`` imports none of them."""

@@ -75,32 +75,48 @@ class PostgresEventExporter:
                 stored. Sending it again is always right.
             StoreRefused: the server answered and refuses; the message names the fix.
         """
+        self.export_all([(events, resource)])
+
+    def export_all(self, batches: Sequence[tuple[Sequence[Event], ResourceInfo]]) -> list[Event]:
+        """Store batches of several resources together, as `export` does one.
+
+        Returns:
+            The events that were quarantined: they can never be stored.
+
+        Raises:
+            StoreUnavailable, StoreRefused: as `export`.
+        """
         if os.getpid() != self._pid:
             self.after_fork()
         with self._lock, suppress_instrumentation():
             if self._closed.is_set():
                 raise StoreUnavailable("the PostgreSQL exporter is closed")
             try:
-                self.last_result = self._write(events, resource)
+                self.last_result, refused = self._write(batches)
+                return refused
             except BaseException as error:
                 if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
-                    self._portion.too_long(len(events))
+                    self._portion.too_long(sum(len(events) for events, _ in batches))
                 self._disconnect()
                 raise
             finally:
                 if self._closed.is_set():
                     self._disconnect()
 
-    def _write(self, events: Sequence[Event], resource: ResourceInfo) -> WriteResult:
+    def _write(
+        self, batches: Sequence[tuple[Sequence[Event], ResourceInfo]]
+    ) -> tuple[WriteResult, list[Event]]:
         writer = self._connected_writer()
-        result, done = WriteResult(0, 0, 0), 0
+        result = WriteResult(0, 0, 0)
+        refused: list[Event] = []
+        left = list(batches)
         while True:
-            part = events[done : done + self._portion.size]
-            written = writer.write(part, resource)
+            part, left = _split(left, self._portion.size)
+            written = writer.write_all(part)
             result = WriteResult(*(one + other for one, other in zip(result, written, strict=True)))
-            done += len(part)
-            if done >= len(events):
-                return result
+            refused += writer.refused
+            if not left:
+                return result, refused
             self._portion.in_time()
 
     def probe(self) -> None:
@@ -173,6 +189,23 @@ class _Portion:
     def in_time(self) -> None:
         """A transaction of `size` events was stored."""
         self.size = self.size + 1 if self.size >= self._safe else min(self._safe, self.size * 2)
+
+
+_Batches = list[tuple["Sequence[Event]", "ResourceInfo"]]
+
+
+def _split(batches: _Batches, size: int) -> tuple[_Batches, _Batches]:
+    """The first `size` events, and the others."""
+    first: _Batches = []
+    for number, (events, resource) in enumerate(batches):
+        if len(events) > size:
+            first.append((events[:size], resource))
+            return first, [(events[size:], resource), *batches[number + 1 :]]
+        first.append((events, resource))
+        size -= len(events)
+        if not size:
+            return first, batches[number + 1 :]
+    return first, []
 
 
 def _abandon(connection: psycopg.Connection[Any]) -> None:

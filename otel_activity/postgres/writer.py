@@ -26,6 +26,8 @@ __all__ = ["EventWriter", "WriteResult"]
 RECORDS_PER_WRITE: Final = 128
 """Lines joined into one buffer: few calls, and no second copy of a batch of huge events."""
 RESOURCES_KEPT: Final = 100
+STORED_KEPT: Final = 10_000
+"""Resources known to be in the table. A receiver meets those of a whole fleet."""
 STATEMENT_TIMEOUT: Final = 30.0
 NOT_ENCODABLE: Final = "22000"
 """SQLSTATE (data exception) of a record that could not even be written as a line."""
@@ -44,36 +46,54 @@ class WriteResult(NamedTuple):
 
 class _Refusal(NamedTuple):
     event: Event
+    resource: str
+    """Id of its resource."""
     sqlstate: str
     message: str
 
 
-_Record = tuple["Event", bytes]
-"""An event and its line."""
+class _Record(NamedTuple):
+    event: Event
+    line: bytes
+    resource: str
+    """Id of its resource."""
+
+
+class _Source(NamedTuple):
+    """Events of one resource."""
+
+    events: Sequence[Event]
+    resource: ResourceInfo
+    key: str
+    """Id of the resource."""
 
 
 class _Batch:
     """One batch on its way: its lines as far as they are encoded, what was refused, how many rows are new."""
 
-    def __init__(self, events: Sequence[Event], resource: ResourceInfo, key: str) -> None:
-        self.resource = resource
-        self.key = key
+    def __init__(self, sources: Sequence[_Source]) -> None:
+        self.resources = {source.key: source.resource for source in sources}
         self.records: list[_Record] = []
         self.refused: list[_Refusal] = []
         self.stored = 0
-        self._left = iter(events)
+        self._parts = (part for source in sources for part in self._encode(source))
 
     def encode(self) -> Iterator[list[_Record]]:
         """Encode what is not encoded yet, part by part, so that the server works on one part meanwhile."""
-        service = self.resource.service_name
-        key = self.key
-        while events := list(islice(self._left, RECORDS_PER_WRITE)):
+        return self._parts
+
+    def _encode(self, source: _Source) -> Iterator[list[_Record]]:
+        service = source.resource.service_name
+        key = source.key
+        left = iter(source.events)
+        while events := list(islice(left, RECORDS_PER_WRITE)):
             part: list[_Record] = []
             for event in events:
                 try:
-                    part.append((event, copy_line(event, service, key)))
+                    part.append(_Record(event, copy_line(event, service, key), key))
                 except Exception as error:  # noqa: BLE001 - one odd record must never cost the batch
-                    self.refused.append(_Refusal(event, NOT_ENCODABLE, f"{type(error).__name__}: {error}"))
+                    reason = f"{type(error).__name__}: {error}"
+                    self.refused.append(_Refusal(event, key, NOT_ENCODABLE, reason))
             self.records += part
             yield part
 
@@ -105,6 +125,8 @@ class EventWriter:
         self._schema = schema
         self._begin = statement("begin", schema, timeout=sql.Literal(round(statement_timeout * 1000)))
         self._months = Months()
+        self.refused: list[Event] = []
+        """The events of the last write that were quarantined."""
         self._resources: dict[int, tuple[ResourceInfo, ResourceInfo, str]] = {}
         self._stored_resources: set[str] = set()
 
@@ -114,11 +136,23 @@ class EventWriter:
         Raises:
             StoreUnavailable, StoreRefused: nothing of the batch is stored; it may be sent again.
         """
-        if not events:
+        return self.write_all([(events, resource)])
+
+    def write_all(self, batches: Sequence[tuple[Sequence[Event], ResourceInfo]]) -> WriteResult:
+        """Store events of several resources in one transaction; otherwise as `write`.
+
+        `refused` then holds the events that were quarantined.
+
+        Raises:
+            StoreUnavailable, StoreRefused: as `write`.
+        """
+        self.refused = []
+        sources = [_Source(events, *self._plain_resource(resource)) for events, resource in batches if events]
+        if not sources:
             return WriteResult(0, 0, 0)
-        batch = _Batch(events, *self._plain_resource(resource))
+        batch = _Batch(sources)
         try:
-            self._ensure_months(events)
+            self._ensure_months([event for source in sources for event in source.events])
             try:
                 self._store_at_once(batch)
             except psycopg.Error as error:
@@ -127,8 +161,11 @@ class EventWriter:
                 self._store_in_parts(batch)
         except psycopg.Error as error:
             raise store_failure(error, self._schema) from error
-        self._stored_resources.add(batch.key)
-        return batch.result(len(events))
+        if len(self._stored_resources) > STORED_KEPT:
+            self._stored_resources.clear()
+        self._stored_resources.update(batch.resources)
+        self.refused = [refusal.event for refusal in batch.refused]
+        return batch.result(sum(len(source.events) for source in sources))
 
     def probe(self) -> None:
         """Copy no rows: the server checks the right to insert, and that it is no standby.
@@ -157,7 +194,7 @@ class EventWriter:
     def _store_at_once(self, batch: _Batch) -> None:
         """The normal case, at the speed of a plain COPY."""
         with self._transaction():
-            self._store_resource(batch)
+            self._store_resources(batch)
             stored = self._copy("copy_events", batch.encode())
             self._quarantine(batch)
         batch.stored = stored
@@ -167,7 +204,7 @@ class EventWriter:
         for _ in batch.encode():  # what the failed COPY did not come to
             pass
         with self._transaction():
-            self._store_resource(batch)
+            self._store_resources(batch)
             self._connection.execute(statement("create_staging", self._schema))
             stored = self._store_part(batch, batch.records)
             self._quarantine(batch)
@@ -186,7 +223,8 @@ class EventWriter:
             if not is_data_error(error):
                 raise
             if len(records) == 1:
-                batch.refused.append(_Refusal(records[0][0], error.sqlstate or "", str(error)))
+                only = records[0]
+                batch.refused.append(_Refusal(only.event, only.resource, error.sqlstate or "", str(error)))
                 return 0
         middle = len(records) // 2
         return self._store_part(batch, records[:middle]) + self._store_part(batch, records[middle:])
@@ -196,21 +234,26 @@ class EventWriter:
             with cursor.copy(statement(name, self._schema)) as copy:
                 for part in parts:
                     for start in range(0, len(part), RECORDS_PER_WRITE):
-                        copy.write(b"".join([line for _, line in part[start : start + RECORDS_PER_WRITE]]))
+                        copy.write(
+                            b"".join([record.line for record in part[start : start + RECORDS_PER_WRITE]])
+                        )
             return cursor.rowcount
 
-    def _store_resource(self, batch: _Batch) -> None:
-        if batch.key in self._stored_resources:
-            return
+    def _store_resources(self, batch: _Batch) -> None:
+        # In order: two writers that insert the same resources wait for each other, and never in a circle.
+        for key in sorted(batch.resources.keys() - self._stored_resources):
+            self._store_resource(key, batch.resources[key])
+
+    def _store_resource(self, key: str, resource: ResourceInfo) -> None:
         try:
             with self._connection.transaction():
-                self._insert_resource(batch.key, batch.resource.attributes)
+                self._insert_resource(key, resource.attributes)
         except psycopg.Error as error:
             if not is_data_error(error):
                 raise
             # Attributes that jsonb refuses must not keep the events out.
-            reason = {"service.name": batch.resource.service_name, "activity.refused": str(error)}
-            self._insert_resource(batch.key, reason)
+            reason = {"service.name": resource.service_name, "activity.refused": str(error)}
+            self._insert_resource(key, reason)
 
     def _insert_resource(self, key: str, attributes: dict[str, Any]) -> None:
         self._connection.execute(
@@ -220,7 +263,7 @@ class EventWriter:
     def _quarantine(self, batch: _Batch) -> None:
         if not batch.refused:
             return
-        rows = [_quarantine_row(refusal, batch.key) for refusal in batch.refused]
+        rows = [_quarantine_row(refusal) for refusal in batch.refused]
         with self._connection.cursor() as cursor:
             for row in rows:
                 cursor.execute(statement("insert_quarantine", self._schema), row)
@@ -252,7 +295,7 @@ class EventWriter:
         self._connection.commit()
 
 
-def _quarantine_row(refusal: _Refusal, resource: str) -> dict[str, Any]:
+def _quarantine_row(refusal: _Refusal) -> dict[str, Any]:
     event = refusal.event
     record = _record_bytes(event)
     return {
@@ -260,7 +303,7 @@ def _quarantine_row(refusal: _Refusal, resource: str) -> dict[str, Any]:
         "event_id": _clean(event.id),
         "event_time": event.time if isinstance(event.time, int) else None,
         "event_name": _clean(event.name),
-        "resource_id": resource,
+        "resource_id": refusal.resource,
         "sqlstate": refusal.sqlstate,
         "message": _clean(refusal.message),
         "record": record,

@@ -1,0 +1,1 @@
+"""OTLP in, PostgreSQL out: what ``otel-activity receive`` runs."""

@@ -1,0 +1,263 @@
+"""OTLP/HTTP, health and metrics, as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from otel_activity.errors import ExportError
+from otel_activity.receiver import answers
+from otel_activity.receiver.records import BadRequest, TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from otel_activity.receiver.auth import BearerToken
+    from otel_activity.receiver.intake import Intake
+    from otel_activity.receiver.metrics import ReceiverMetrics
+
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+__all__ = ["HTTPApplication"]
+
+JSON: Final = b"application/json"
+PROTOBUF: Final = b"application/x-protobuf"
+_GZIP: Final = 16 + zlib.MAX_WBITS
+_STEP: Final = 1 << 18
+"""Bytes that are unpacked, and for which room is made, at a time."""
+
+
+class _Refused(Exception):
+    """The request is answered with an error.
+
+    Attributes:
+        status: of HTTP.
+        code: of gRPC, for the body.
+        outcome: for the metrics.
+    """
+
+    def __init__(self, status: int, code: int, outcome: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.outcome = outcome
+
+
+class _Gone(Exception):
+    """The sender went away: there is nobody to answer."""
+
+
+class HTTPApplication:
+    """``POST /v1/logs``, ``GET /healthz``, ``GET /metrics``.
+
+    Args:
+        intake: where requests go.
+        metrics: what counts.
+        token: who may send, and read the metrics.
+        max_message: largest body, after decompression.
+        read_timeout: seconds that a sender may take to send its body.
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        metrics: ReceiverMetrics,
+        token: BearerToken,
+        *,
+        max_message: int,
+        read_timeout: float,
+    ) -> None:
+        self._intake = intake
+        self._metrics = metrics
+        self._token = token
+        self._max_message = max_message
+        self._read_timeout = read_timeout
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers = dict(scope["headers"])
+        route = scope["method"], scope["path"]
+        if route == ("POST", "/v1/logs"):
+            await self._logs(headers, receive, send)
+        elif route == ("GET", "/healthz"):
+            await self._health(send)
+        elif route == ("GET", "/metrics"):
+            await self._show_metrics(headers, send)
+        elif scope["path"] in {"/v1/logs", "/healthz", "/metrics"}:
+            allowed = b"POST" if scope["path"] == "/v1/logs" else b"GET"
+            await _answer(send, 405, b"text/plain", b"method not allowed\n", (b"allow", allowed))
+        else:
+            await _answer(send, 404, b"text/plain", b"not found; OTLP logs go to /v1/logs\n")
+
+    async def _health(self, send: Send) -> None:
+        failure = self._intake.failure
+        if failure is None:
+            await _answer(send, 200, JSON, b'{"status":"ok"}')
+        else:
+            body = msgspec.json.encode({"status": "unavailable", "reason": failure})
+            await _answer(send, 503, JSON, body)
+
+    async def _show_metrics(self, headers: dict[bytes, bytes], send: Send) -> None:
+        if not self._token.allows(headers.get(b"authorization")):
+            await _answer(send, 401, b"text/plain", b"unauthorized\n", (b"www-authenticate", b"Bearer"))
+            return
+        await _answer(send, 200, self._metrics.content_type.encode(), self._metrics.text())
+
+    async def _logs(self, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        as_json = kind == JSON
+        outcome = "ok"
+        room = _Room(self._intake)
+        try:
+            self._check(kind, headers)
+            body = await self._body(headers, receive, room)
+            result = await asyncio.wrap_future(self._intake.submit(body, as_json=as_json))
+            del body
+            outcome = "partial" if result.rejected else "ok"
+            await _answer(send, 200, kind, answers.success(result, as_json=as_json))
+        except _Gone:
+            outcome = "stalled"
+        except (_Refused, BadRequest, ExportError) as error:
+            refusal = _refusal(error)
+            outcome = refusal.outcome
+            await _refuse(send, refusal, as_json=as_json)
+        finally:
+            room.release()
+            self._metrics.requests.labels("http", outcome).inc()
+
+    def _check(self, kind: bytes, headers: dict[bytes, bytes]) -> None:
+        if not self._token.allows(headers.get(b"authorization")):
+            raise _Refused(
+                401, answers.UNAUTHENTICATED, "unauthenticated", "the bearer token is missing or wrong"
+            )
+        if kind not in {JSON, PROTOBUF}:
+            raise _Refused(
+                415,
+                answers.INVALID_ARGUMENT,
+                "bad",
+                "content-type must be application/x-protobuf or application/json",
+            )
+        if headers.get(b"content-encoding", b"identity").lower() not in {b"identity", b"gzip"}:
+            raise _Refused(415, answers.INVALID_ARGUMENT, "bad", "content-encoding must be gzip or none")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._max_message:
+            raise TooLarge(f"more than {self._max_message} bytes")
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive, room: _Room) -> bytes:
+        """Read and unpack; room is made as the body grows, before it does."""
+        packed = headers.get(b"content-encoding", b"").lower() == b"gzip"
+        length = int(headers.get(b"content-length", b"0"))
+        collected = _Unpacked(room, self._max_message) if packed else _Plain(room, self._max_message, length)
+        try:
+            async with asyncio.timeout(self._read_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Gone
+                    collected.add(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return collected.finish()
+        except TimeoutError:
+            raise _Refused(408, answers.UNAVAILABLE, "stalled", "the body did not arrive in time") from None
+
+
+class _Room:
+    """What one request holds of the intake's room."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._held = 0
+
+    def need(self, size: int) -> None:
+        """Have at least so much."""
+        more = size - self._held
+        if more > 0:
+            if not self._intake.reserve(more):
+                raise _Refused(503, answers.UNAVAILABLE, "busy", "the receiver is busy; come back later")
+            self._held = size
+
+    def release(self) -> None:
+        """Give all back."""
+        if self._held:
+            self._intake.release(self._held)
+            self._held = 0
+
+
+class _Plain:
+    """A body as it is."""
+
+    def __init__(self, room: _Room, limit: int, length: int) -> None:
+        self._room = room
+        self._limit = limit
+        self._data = bytearray()
+        room.need(length)
+
+    def add(self, data: bytes) -> None:
+        size = len(self._data) + len(data)
+        if size > self._limit:
+            raise TooLarge(f"more than {self._limit} bytes")
+        self._room.need(size)
+        self._data += data
+
+    def finish(self) -> bytes:
+        return bytes(self._data)
+
+
+class _Unpacked:
+    """A body in gzip. Unpacked in steps, so that a bomb is noticed at the limit."""
+
+    def __init__(self, room: _Room, limit: int) -> None:
+        self._room = room
+        self._limit = limit
+        self._data = bytearray()
+        self._gzip = zlib.decompressobj(_GZIP)
+
+    def add(self, data: bytes) -> None:
+        try:
+            while data:
+                if self._gzip.eof:  # another member, as gzip allows
+                    self._gzip = zlib.decompressobj(_GZIP)
+                self._room.need(len(self._data) + _STEP)
+                self._data += self._gzip.decompress(data, _STEP)
+                if len(self._data) > self._limit:
+                    raise TooLarge(f"more than {self._limit} bytes after decompression")
+                data = self._gzip.unconsumed_tail or self._gzip.unused_data
+        except zlib.error:
+            raise BadRequest("the gzip is damaged") from None
+
+    def finish(self) -> bytes:
+        if not self._gzip.eof:
+            raise BadRequest("the gzip is cut off")
+        return bytes(self._data)
+
+
+def _refusal(error: Exception) -> _Refused:
+    if isinstance(error, _Refused):
+        return error
+    if isinstance(error, TooLarge):
+        return _Refused(413, answers.INVALID_ARGUMENT, "too_large", str(error))
+    if isinstance(error, BadRequest):
+        return _Refused(400, answers.INVALID_ARGUMENT, "bad", str(error))
+    return _Refused(503, answers.UNAVAILABLE, "unavailable", str(error))
+
+
+async def _refuse(send: Send, refusal: _Refused, *, as_json: bool) -> None:
+    # The rest of the body is not read: the connection cannot be used again.
+    headers = [(b"connection", b"close")]
+    if refusal.code == answers.UNAVAILABLE:
+        headers.append((b"retry-after", b"%d" % answers.RETRY_AFTER))
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    body = answers.failure(refusal.code, str(refusal), as_json=as_json)
+    await _answer(send, refusal.status, JSON if as_json else PROTOBUF, body, *headers)
+
+
+async def _answer(send: Send, status: int, kind: bytes, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    length = b"%d" % len(body)
+    start = [(b"content-type", kind), (b"content-length", length), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})
