@@ -20,6 +20,7 @@ from otel_activity.capture import SQLAlchemyCapture, check
 from otel_activity.delivery import DurableDelivery, QueuedDelivery, journal_directory, service_directory
 from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailable
 from otel_activity.frameworks import WebHooks
+from otel_activity.metrics import MeteredDelivery, instruments
 from otel_activity.redaction import Redactor
 from otel_activity.settings import Settings
 from otel_activity.telemetry import (
@@ -60,8 +61,11 @@ class _Runtime:
         except BaseException:
             self.pipeline.shutdown(time.monotonic())
             raise
+        self.metrics = instruments()
+        for lane in self.pipeline.lanes:
+            lane.attempted = self.metrics.exported
         self.capture = SQLAlchemyCapture(
-            self.delivery,
+            MeteredDelivery(self.delivery, self.metrics),
             redactor=Redactor.configured(settings),
             include=settings.include,
             exclude=settings.exclude,
@@ -79,6 +83,7 @@ class _Runtime:
         actions.use(self.capture.actions)
         self.web.install()
         self.signals.install()
+        self.metrics.watch(lambda: {**self.delivery.metrics(), "pools": self.capture.pools.usage()})
 
     def flush(self, timeout: float | None = None) -> bool:
         limit = self.settings.shutdown_timeout if timeout is None else timeout
@@ -99,6 +104,7 @@ class _Runtime:
 
     def stop(self, timeout: float | None = None) -> bool:
         deadline = time.monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
+        self.metrics.watch(None)
         self.signals.uninstall()
         self.web.uninstall()
         actions.use(None)
@@ -197,7 +203,8 @@ def shutdown(timeout: float | None = None) -> bool:
 
 def get_queue_metrics() -> dict[str, Any]:
     """Counters of the queue: ``waiting``, ``released``, ``dropped``, ``undecided`` (units whose COMMIT is
-    unknown), and for each exporter ``pending``, ``confirmed``, ``dropped``, ``retries`` and ``trouble``.
+    unknown), and for each exporter ``pending``, ``capacity``, ``oldest_age`` (seconds), ``confirmed``,
+    ``dropped``, ``rejected``, ``quarantined``, ``retries`` and ``trouble``.
     With ``delivery="durable"`` also ``journal``: ``bytes``, ``segments``, ``units`` (not confirmed by all),
     ``asked`` (units whose fate the database is being asked about), ``adopted``, ``unjournaled`` (events),
     ``lost_bytes`` and ``lost_records`` (damage found).

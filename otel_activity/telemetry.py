@@ -347,6 +347,8 @@ class EventLogExporter(LogRecordExporter):
 
             def attempt(events: list[Event] = events, info: ResourceInfo = info) -> None:
                 self._exporter.export(events, info)
+                # One that puts nothing aside need not have it.
+                self._lane.quarantined = getattr(self._exporter, "quarantined", 0)
 
             if not self._lane.deliver(len(events), attempt):
                 return LogRecordExportResult.FAILURE

@@ -10,11 +10,12 @@ from otel_activity.capture.dialects import DialectHooks
 from otel_activity.capture.internals import InternalHooks, problems
 from otel_activity.capture.mapper import MapperHooks
 from otel_activity.capture.plan import Planner
+from otel_activity.capture.pools import Pools, PoolUsage
 
 if TYPE_CHECKING:
     from otel_activity.ports import Delivery
 
-__all__ = ["SQLAlchemyCapture", "check"]
+__all__ = ["PoolUsage", "SQLAlchemyCapture", "check"]
 
 check = problems
 
@@ -50,6 +51,11 @@ class SQLAlchemyCapture:
         )
         self.actions = ActionRecorder(self._bracket, redactor, value_length_limit)
         self.installed = False
+
+    @property
+    def pools(self) -> Pools:
+        """Connection pools of the engines that were audited."""
+        return self._bracket.pools
 
     def install(self) -> None:
         """Hook into SQLAlchemy: sessions and engines of before and after, sync and async."""

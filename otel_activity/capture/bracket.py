@@ -13,6 +13,7 @@ import uuid_utils
 
 from otel_activity.capture import autocommit, drivers
 from otel_activity.capture.guard import internal_error
+from otel_activity.capture.pools import Pools
 from otel_activity.capture.transaction import Transaction, anchor_of
 from otel_activity.context import circumstances
 from otel_activity.errors import ActivityError
@@ -39,6 +40,7 @@ class Bracket:
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
+        self.pools: Final = Pools()
         self.open: Final[dict[int, Transaction]] = {}
         """Transactions that have captured something, by ``id()`` of the DBAPI connection. For hooks that run
         for every row or statement and can afford no call to find out that there is nothing to do."""
@@ -79,7 +81,9 @@ class Bracket:
                 self._idle.pop(key, None)
 
             anchor, via = anchor_of(raw, fairy, gone)
-            transaction = Transaction(key, anchor, via, dialect, connection.engine.url.database or "")
+            engine = connection.engine
+            self.pools.see(engine)
+            transaction = Transaction(key, anchor, via, dialect, engine.url.database or "")
         transaction.autocommit = drivers.is_autocommit(dialect, fairy)
         if transaction.autocommit:
             self.look(transaction)

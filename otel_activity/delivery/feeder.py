@@ -262,16 +262,7 @@ class Feeder:
             "released": self.released,
             "dropped": self.dropped + sum(lane.dropped for lane in self.lanes),
             "undecided": self.undecided_units,
-            "exporters": {
-                lane.name: {
-                    "pending": lane.pending,
-                    "confirmed": lane.confirmed,
-                    "dropped": lane.dropped,
-                    "retries": lane.retries,
-                    "trouble": lane.trouble,
-                }
-                for lane in self.lanes
-            },
+            "exporters": {lane.name: lane.metrics() for lane in self.lanes},
         }
 
     def _say(self, about: str, level: int, line: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from otel_activity.delivery.ages import Ages
 from otel_activity.delivery.backoff import Backoff
 from otel_activity.errors import ExportError
 
@@ -41,19 +42,22 @@ class Lane:
         name: of the exporter, for messages.
         capacity: most events on the way at once; the size of the processor's queue.
         confirmed: events that the exporter confirmed.
-        dropped: events lost because the lane was full, or that were left at shutdown.
+        dropped: events lost because the lane was full, that were rejected, or that were left at shutdown.
+        rejected: those of them that the receiver will never take.
+        quarantined: events that the store put aside for what they contain; they are confirmed, too.
         retries: attempts that failed.
         trouble: why the last attempt failed; None while the exporter works.
         entered: events that were ever let in; `entered - pending` of them have left, in this order.
         settled: events that left, and all that entered before them too: none of them is needed any more.
         kept: what is left at the end is in a journal, so it is not lost.
+        attempted: told of each attempt: exporter, seconds, type of the error or None.
     """
 
     def __init__(self, name: str, capacity: int, *, backoff: Backoff | None = None) -> None:
         self.name = name
         self.capacity = capacity
         self.confirmed = 0
-        self.dropped = 0
+        self.dropped = self.rejected = self.quarantined = 0
         self.retries = 0
         self.trouble: str | None = None
         self._backoff = backoff or Backoff()
@@ -61,10 +65,12 @@ class Lane:
         self._said: dict[int, float] = {}
         self.entered = self.settled = 0
         self.kept = False
+        self.attempted: Callable[[str, float, str | None], None] | None = None
         self._reset()
 
     def _reset(self) -> None:
         self.pending = 0
+        self._ages = Ages()
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._since: float | None = None
@@ -74,6 +80,7 @@ class Lane:
         """In a forked child: what is on the way is the parent's, and its locks may be held for ever."""
         self._reset()
         self.confirmed = self.dropped = self.retries = self.entered = self.settled = 0
+        self.rejected = self.quarantined = 0
         self.trouble = None
 
     # --- the feeding side --------------------------------------------------------------------
@@ -82,8 +89,9 @@ class Lane:
         """Take a place for one event; False, and counted as dropped, when the lane is full."""
         with self._changed:
             if self.pending < self.capacity:
-                self.pending += 1
                 self.entered += 1
+                self._ages.came(self.entered, self.entered - 1 - self.pending)
+                self.pending += 1
                 return True
             self.dropped += 1
         self._say(
@@ -135,11 +143,14 @@ class Lane:
             try:
                 attempt()
             except ExportError as error:
+                self._attempted(error)
                 self._failed(str(error))
             except (Exception, SystemExit) as error:  # noqa: BLE001 - see above
+                self._attempted(error)
                 self._failed(f"{type(error).__name__} in the exporter")
                 log_safely(logging.DEBUG, "otel_activity: %s raised", self.name, exc_info=True)
             else:
+                self._attempted(None)
                 self.confirm(count)
                 self.settle(count)
                 return True
@@ -150,11 +161,21 @@ class Lane:
         self._gave_up = True
         return False
 
+    def _attempted(self, error: BaseException | None) -> None:
+        if self.attempted is None or self._since is None:
+            return
+        try:
+            kind = None if error is None else type(error).__name__
+            self.attempted(self.name, time.monotonic() - self._since, kind)
+        except Exception:  # noqa: BLE001 - a metric is not worth a batch
+            log_safely(logging.DEBUG, "otel_activity: an attempt could not be measured", exc_info=True)
+
     def lose(self, count: int, reason: str) -> None:
         """Count events that can never be delivered, and say so."""
         with self._changed:
             self.pending = max(0, self.pending - count)
             self.dropped += count
+            self.rejected += count
             self._changed.notify_all()
         log_safely(logging.ERROR, "otel_activity: %s: %d events are lost: %s", self.name, count, reason)
 
@@ -185,6 +206,21 @@ class Lane:
             if not self._gave_up:
                 self.settled += count
             self._changed.notify_all()
+
+    def metrics(self) -> dict[str, Any]:
+        """Its part of `get_queue_metrics`; read without the lock."""
+        left = self.entered - self.pending
+        return {
+            "pending": self.pending,
+            "capacity": self.capacity,
+            "oldest_age": self._ages.oldest(left) if self.pending else 0.0,
+            "confirmed": self.confirmed,
+            "dropped": self.dropped,
+            "rejected": self.rejected,
+            "quarantined": self.quarantined,
+            "retries": self.retries,
+            "trouble": self.trouble,
+        }
 
     def _out_of_time(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline

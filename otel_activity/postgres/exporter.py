@@ -66,6 +66,8 @@ class PostgresEventExporter:
         self._closed = threading.Event()
         self.last_result = WriteResult(0, 0, 0)
         """What became of the last batch that was delivered; for counters."""
+        self.quarantined = 0
+        """Records that the server refused for what they contain, so far; sent twice, they count twice."""
 
     def export(self, events: Sequence[Event], resource: ResourceInfo) -> None:
         """Store the batch, in one attempt; in one transaction unless that took longer than it may.
@@ -113,6 +115,7 @@ class PostgresEventExporter:
         while True:
             part, left = _split(left, self._portion.size)
             written = writer.write_all(part)
+            self.quarantined += written.quarantined
             result = WriteResult(*(one + other for one, other in zip(result, written, strict=True)))
             refused += writer.refused
             if not left:
@@ -146,6 +149,7 @@ class PostgresEventExporter:
         """In a forked child: leave the parent's connection alone and start with none."""
         self._lock = threading.Lock()  # the parent's may be held by a thread that does not exist here
         self._pid = os.getpid()
+        self.quarantined = 0
         connection, self._connection, self._writer = self._connection, None, None
         if connection is not None:
             _abandon(connection)
