@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 KINDS = ("sync", "async", "late", "background", "gather", "error", "stream", "executor")
+DJANGO_KINDS = ("sync", "async", "late", "gather", "error", "stream", "executor")
 ROWS = {"background": 2, "gather": 3}
 EACH = 50
 
 
-async def ask(url: str) -> None:
+async def ask(url: str, kinds: tuple[str, ...] = KINDS) -> None:
     """All requests at once over forty connections, each by a user of its own."""
     limits = httpx.Limits(max_connections=40)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=120) as client:
@@ -37,7 +38,7 @@ async def ask(url: str) -> None:
             response = await client.post(f"/{kind}/{number}", headers=headers)
             assert response.status_code == (500 if kind == "error" else 200)
 
-        await asyncio.gather(*(one(kind, number) for number in range(EACH) for kind in KINDS))
+        await asyncio.gather(*(one(kind, number) for number in range(EACH) for kind in kinds))
 
 
 def test_no_actor_leaks(world: World, free_port: int) -> None:
@@ -45,27 +46,56 @@ def test_no_actor_leaks(world: World, free_port: int) -> None:
 
     Work handed to a plain executor has no context: its actor is unknown, and never another request's.
     """
-    process = world.start(
-        *("uvicorn", "leaks:app", "--port", str(free_port)),
-        *("--log-level", "critical", "--timeout-keep-alive", "60"),
-    )
-    url = f"http://127.0.0.1:{free_port}"
+    serve(world, free_port, ("uvicorn", "leaks:app"), KINDS)
+    check(world, KINDS, "{number}")
+
+
+def serve(world: World, port: int, command: tuple[str, ...], kinds: tuple[str, ...]) -> None:
+    """Start a server, ask it, and end it."""
+    if command[0] == "uvicorn":
+        options = ("--port", str(port), "--log-level", "critical", "--timeout-keep-alive", "60")
+    else:
+        options = ("--bind", f"127.0.0.1:{port}", "--log-level", "critical", "--keep-alive", "60")
+    process = world.start(*command, *options)
+    url = f"http://127.0.0.1:{port}"
     wait_until_ready(f"{url}/ready")
-    asyncio.run(ask(url))
+    asyncio.run(ask(url, kinds))
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
+
+
+def check(world: World, kinds: tuple[str, ...], parameter: str) -> None:
+    """Every row has one event, and each event's actor, route and request are those that asked for it."""
     with psycopg.connect(world.store) as connection:
         rows = connection.execute(
             "SELECT changes #>> '{owner,after}', changes #>> '{kind,after}', actor_type, actor_id,"
             " attributes ->> 'http.route', attributes ->> 'activity.request.id' FROM activity.events"
+            " WHERE name LIKE 'activity.entity.%'"
         ).fetchall()
-    assert Counter(kind for _, kind, *_ in rows) == {kind: EACH * ROWS.get(kind, 1) for kind in KINDS}
+    assert Counter(kind for _, kind, *_ in rows) == {kind: EACH * ROWS.get(kind, 1) for kind in kinds}
     for owner, kind, actor_type, actor, route, request in rows:
         found = (actor_type, actor, route, request)
         if kind == "executor":
             assert found == ("unknown", None, None, None)
         else:
-            assert found == ("user", owner, f"/{kind}/{{number}}", f"request-{owner}")
+            assert found == ("user", owner, f"/{kind}/{parameter}", f"request-{owner}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("uvicorn", "django_leaks:asgi"),
+        pytest.param(
+            ("gunicorn", "django_leaks:application", "--workers", "2", "--threads", "6"),
+            marks=pytest.mark.skipif(sys.platform == "win32", reason="no gunicorn"),
+        ),
+    ],
+    ids=["asgi", "wsgi"],
+)
+def test_no_actor_leaks_in_django(world: World, free_port: int, command: tuple[str, ...]) -> None:
+    """350 interleaved requests: sync views in threads, async views, streams, lazy and late users."""
+    serve(world, free_port, command, DJANGO_KINDS)
+    check(world, DJANGO_KINDS, "<int:number>")
 
 
 async def ask_flask(url: str) -> None:
