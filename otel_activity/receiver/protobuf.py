@@ -18,6 +18,7 @@ from otel_activity.codec import encode
 from otel_activity.events import Event, ResourceInfo
 from otel_activity.receiver.records import (
     MAX_DEPTH,
+    MAX_RECORDS,
     MAX_VALUES,
     BadRequest,
     Decoded,
@@ -108,11 +109,10 @@ class ProtobufDecoder:
         records = []
         for number, first, last in _fields(body, start, end):
             if number == 2:
+                # All of them, before any is looked at: the Collector writes the scope behind its records.
                 records.append((first, last))
-                if len(records) > 1_000:
-                    decoded.count(len(records))
-                    records, full = [], records
-                    self._records(decoded, events, scope, body, full)
+                if len(records) > MAX_RECORDS:
+                    break  # count() refuses the request
             elif number == 1:
                 scope = _scope_name(body, first, last)
         decoded.count(len(records))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 import httpx
 import pytest
+from opentelemetry.proto.logs.v1.logs_pb2 import ScopeLogs
 
 from tests.postgres.support import count, make_events, stored
 from tests.receiver.support import JSON, PROTOBUF, Receiver, as_json, otlp_request
@@ -57,6 +58,26 @@ def test_same_request_again_changes_nothing(receiver: Receiver, store_dsn: str) 
     receiver.call(body)
     assert count(store_dsn) == 5
     assert receiver.metric('activity_receiver_records_total{result="duplicate"}') == 10
+
+
+def test_scope_may_come_behind_its_records(receiver: Receiver, store_dsn: str) -> None:
+    """Fields of a message have no order, and the Collector writes the scope last: its events are ours."""
+    request = otlp_request(make_events(2_500), RESOURCE)
+    scopes = [scope for resource in request.resource_logs for scope in resource.scope_logs]
+    records = ScopeLogs(log_records=[record for scope in scopes for record in scope.log_records])
+    behind = ScopeLogs(scope=scopes[0].scope)
+    body = _message(2, records.SerializeToString() + behind.SerializeToString())
+    assert receiver.post(_message(1, body)).content == b""
+    assert count(store_dsn) == 2_500
+
+
+def _message(number: int, content: bytes) -> bytes:
+    """A field that holds a message, as protobuf writes it."""
+    length, rest = bytearray(), len(content)
+    while rest > 127:
+        length.append(rest & 127 | 128)
+        rest >>= 7
+    return bytes([number << 3 | 2, *length, rest]) + content
 
 
 @pytest.mark.parametrize(("kind", "body"), [(PROTOBUF, b""), (JSON, b"{}"), (JSON, b'{"resourceLogs":[]}')])
