@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 
 from otel_activity import semconv
 from otel_activity.context import Actor, activity_context, current_context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def snapshot() -> dict[str, object]:
@@ -72,3 +78,93 @@ def test_an_unknown_actor_type_is_refused() -> None:
     """A typo in the type of an actor is not recorded as a fact."""
     with pytest.raises(ValueError, match="superuser"):
         Actor(id="u-1", type="superuser")
+
+
+def acting(name: str) -> Iterator[object]:
+    """A generator that names an actor for its own work."""
+    with activity_context(actor=name):
+        while True:
+            yield snapshot()[semconv.USER_ID]
+
+
+def test_generators_that_take_turns_leave_nothing_behind() -> None:
+    """Whichever is closed first: what was in force before is in force again, never one that has ended."""
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0), (0, 2, 1), (2, 0, 1)):
+        with activity_context(actor="outer"):
+            generators = [acting(f"u-{number}") for number in range(3)]
+            assert [next(generator) for generator in generators] == ["u-0", "u-1", "u-2"]
+            open_ones = [0, 1, 2]
+            for number in order:
+                generators[number].close()  # type: ignore[attr-defined]
+                open_ones.remove(number)
+                expected = f"u-{open_ones[-1]}" if open_ones else "outer"
+                assert snapshot()[semconv.USER_ID] == expected
+        assert current_context() is None
+
+
+def test_a_context_may_be_left_in_another_task() -> None:
+    """An async generator that the event loop closes, a dependency that a pool closes: no error, no leak."""
+    generator = acting("u-1")
+
+    def start() -> None:
+        assert next(generator) == "u-1"
+
+    def end() -> None:
+        with activity_context(actor="u-2"):
+            generator.close()  # type: ignore[attr-defined]
+            assert snapshot()[semconv.USER_ID] == "u-2"
+        assert current_context() is None
+
+    contextvars.copy_context().run(start)
+    contextvars.copy_context().run(end)
+    assert current_context() is None
+
+
+def test_a_task_keeps_the_context_in_which_it_was_started() -> None:
+    """The block may have ended long before; contexts that the task opens itself end as they should."""
+
+    async def work(ended: asyncio.Event) -> list[object]:
+        seen = [snapshot()[semconv.USER_ID]]
+        await ended.wait()
+        with activity_context(actor="inner"):
+            seen.append(snapshot()[semconv.USER_ID])
+        return [*seen, snapshot()[semconv.USER_ID]]
+
+    async def main() -> list[object]:
+        ended = asyncio.Event()
+        with activity_context(actor="starter"):
+            task = asyncio.create_task(work(ended))
+            await asyncio.sleep(0)
+        assert current_context() is None
+        ended.set()
+        return await task
+
+    assert asyncio.run(main()) == ["starter", "inner", "starter"]
+
+
+def test_one_object_for_several_tasks() -> None:
+    """Each task leaves its own context, in whatever order they end."""
+    shared = activity_context(tenant="t-1")
+
+    async def work(number: int) -> object:
+        async with shared:
+            for _ in range(3 - number):
+                await asyncio.sleep(0)
+            assert snapshot()[semconv.TENANT_ID] == "t-1"
+        return current_context()
+
+    async def main() -> list[object]:
+        return await asyncio.gather(*(work(number) for number in range(3)))
+
+    assert asyncio.run(main()) == [None, None, None]
+
+
+def test_contexts_nest_deeply() -> None:
+    """A hundred levels, left one by one, the same object entered again and again."""
+    shared = activity_context(reason="again")
+    with ExitStack() as stack:
+        for number in range(100):
+            stack.enter_context(activity_context(actor=f"u-{number}"))
+            stack.enter_context(shared)
+        assert snapshot()[semconv.USER_ID] == "u-99"
+    assert current_context() is None

@@ -109,12 +109,17 @@ async def ask_flask(url: str) -> None:
     assert {answer.status_code for answer in answers} == {200}
 
 
+THREADS = ("--threads", "6")
+GEVENT = ("--worker-class", "gevent", "--worker-connections", "50")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no gunicorn")
-def test_flask_under_gunicorn(world: World, free_port: int) -> None:
-    """Two preforked workers with threads: every event has the user that Flask-Login found after the flush."""
+@pytest.mark.parametrize("workers", [THREADS, GEVENT], ids=["threads", "gevent"])
+def test_flask_under_gunicorn(world: World, free_port: int, workers: tuple[str, ...]) -> None:
+    """Two preforked workers: every event has the user that Flask-Login found after the flush."""
     process = world.start(
         *("gunicorn", "flask_shop:app", "--bind", f"127.0.0.1:{free_port}"),
-        *("--workers", "2", "--threads", "6", "--log-level", "critical", "--keep-alive", "60"),
+        *("--workers", "2", *workers, "--log-level", "critical", "--keep-alive", "60"),
     )
     url = f"http://127.0.0.1:{free_port}"
     wait_until_ready(f"{url}/ready")

@@ -113,6 +113,101 @@ def test_forwarded_addresses(trusted: tuple[str, ...], peer: str, forwarded: str
     assert found[semconv.CLIENT_ADDRESS] == expected
 
 
+V6 = 'for="[2001:db8::1]:4711"'
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "expected"),
+    [
+        ("for=198.51.100.1", "198.51.100.1"),
+        ("For=198.51.100.1;proto=http;by=10.0.0.1", "198.51.100.1"),
+        ('proto=http; FOR="198.51.100.1:4711"', "198.51.100.1"),
+        (V6, "2001:db8::1"),
+        ("for=6.6.6.6, for=198.51.100.1, for=10.0.0.2", "198.51.100.1"),
+        ("for=198.51.100.1, for=unknown, for=10.0.0.2", "10.0.0.2"),
+        ("for=198.51.100.1, for=_hidden", "10.0.0.1"),
+        ("for=198.51.100.1, proto=http", "10.0.0.1"),
+        ("", "10.0.0.1"),
+        ("for=", "10.0.0.1"),
+        ("for", "10.0.0.1"),
+        # What a client sends to break out of its own element, before the proxy adds the last one.
+        (f'for="6.6.6.6, {V6}', "2001:db8::1"),
+        (f'a=";for=6.6.6.6 , {V6}', "2001:db8::1"),
+        (f'a=", for=6.6.6.6, b=", {V6}', "2001:db8::1"),
+        (f'a="\\", for=6.6.6.6, {V6}', "2001:db8::1"),
+        ('"' * 100_000 + ", for=198.51.100.1", "198.51.100.1"),
+        ("for=9.9.9.9," * 100_000 + "for=198.51.100.1", "198.51.100.1"),
+    ],
+)
+def test_the_standard_forwarded_header(forwarded: str, expected: str) -> None:
+    """RFC 7239, read from the right like the other; whatever the client put in front of it."""
+    configure(trusted_proxies=("10.0.0.0/8",), proxy_header="forwarded")
+    other = (b"x-forwarded-for", b"6.6.6.6")
+    found = snapshot((b"forwarded", forwarded.encode()), other, peer=("10.0.0.1", 1))
+    assert found[semconv.CLIENT_ADDRESS] == expected
+
+
+def test_only_one_header_is_believed() -> None:
+    """A proxy that writes one of them passes on the other as the client sent it."""
+    configure(trusted_proxies=("10.0.0.0/8",))
+    found = snapshot((b"forwarded", b"for=6.6.6.6"), peer=("10.0.0.1", 1))
+    assert found[semconv.CLIENT_ADDRESS] == "10.0.0.1"
+    configure(proxy_header="forwarded")
+    assert snapshot((b"forwarded", b"for=6.6.6.6"))[semconv.CLIENT_ADDRESS] == "192.0.2.7"
+
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize(
+    ("sent", "named"),
+    [
+        (f"00-{TRACE}-{SPAN}-01", True),
+        (f"cc-{TRACE}-{SPAN}-01-what the future adds", True),
+        (f"ff-{TRACE}-{SPAN}-01", False),
+        (f"00-{'0' * 32}-{SPAN}-01", False),
+        (f"00-{TRACE}-{'0' * 16}-01", False),
+        (f"00-{TRACE.upper()}-{SPAN}-01", False),
+        (f"00-{TRACE}-{SPAN}", False),
+        (f"00-{TRACE}-{SPAN}-01\n", False),
+        ("0" * (1 << 20), False),
+    ],
+)
+def test_a_request_id_from_traceparent(sent: str, named: bool) -> None:
+    """Trace and span as the sender names this one request, unless it has given it a name."""
+    found = snapshot((b"traceparent", sent.encode()))[semconv.REQUEST_ID]
+    if named:
+        assert found == f"{TRACE}-{SPAN}"
+    else:
+        assert uuid.UUID(found).version == 7
+    given = snapshot((b"traceparent", sent.encode()), (b"x-request-id", b"r-1"))
+    assert given[semconv.REQUEST_ID] == "r-1"
+
+
+def test_bombs_in_every_header() -> None:
+    """Megabytes of nonsense in all that is read: the event is small, and its values are printable."""
+    configure(
+        trusted_proxies=("192.0.2.0/24",),
+        proxy_header="forwarded",
+        session_cookie="sid",
+        redact_key="0123456789abcdef",
+    )
+    names = (b"user-agent", b"x-request-id", b"traceparent", b"forwarded", b"x-forwarded-for", b"cookie")
+    for bomb in (b"\xff\x00\r\n\x1b[31m", b'",;="', b"sid=", b"a, "):
+        found = snapshot(*((name, bomb * (1 << 20)) for name in names), method="X" * 1_000_000)
+        assert found[semconv.REQUEST_METHOD] == "_OTHER"
+        assert found[semconv.CLIENT_ADDRESS] == "192.0.2.7"
+        assert sum(len(value) for value in found.values()) < 2_000
+        assert all(value.isprintable() for value in found.values())
+
+
+def test_many_headers() -> None:
+    """Ten thousand values of one header are as many hops as count."""
+    configure(trusted_proxies=("192.0.2.0/24",))
+    found = snapshot(*[(b"x-forwarded-for", b"192.0.2.1")] * 10_000)
+    assert found[semconv.CLIENT_ADDRESS] == "192.0.2.1"
+
+
 def test_several_forwarded_headers_are_one_list() -> None:
     """In the order in which they came."""
     configure(trusted_proxies=("10.0.0.0/8",))
