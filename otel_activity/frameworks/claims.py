@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import sqlalchemy
+from sqlalchemy.orm import InstanceState
+
 from otel_activity.actors import Actor, clean, is_id
 
 __all__ = ["actor_of", "claims_in", "mapping_of", "names_an_actor", "roles_of"]
@@ -35,7 +38,12 @@ def claims_in(place: Mapping[str, Any], prefix: str) -> list[tuple[str, Mapping[
 
 
 def mapping_of(token: Any) -> Mapping[str, Any] | None:
-    """The claims of what a library made of a token: a mapping, or an object that has one."""
+    """The claims of what a library made of a token: a mapping, or an object that has one.
+
+    Not a row of a table of tokens: to look at an expired object would send SQL.
+    """
+    if isinstance(sqlalchemy.inspect(token, raiseerr=False), InstanceState):
+        return None
     for found in (token, getattr(token, "claims", None), getattr(token, "payload", None)):
         if isinstance(found, Mapping):
             return found

@@ -155,10 +155,15 @@ def _context_of(request: Any) -> WebContext | None:
         return None
     context.route = partial(_route, request)
     context.users = partial(_users, request)
-    context.claims = lambda: [("request.auth", request.__dict__.get("auth"))]  # of Django REST framework
+    context.claims = partial(_claims, request)
     context.session = lambda: request.__dict__.get("session")
     context.secret = _secret
     return context
+
+
+def _claims(request: Any) -> list[tuple[str, Any]]:
+    """What Django REST framework's and Authlib's token classes have verified."""
+    return [(f"request.{name}", request.__dict__.get(name)) for name in ("auth", "oauth_token")]
 
 
 def _secret() -> Any:

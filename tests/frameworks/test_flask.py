@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import flask
+import flask_jwt_extended
 import flask_login
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from otel_activity import ActivityWSGIMiddleware, semconv
+from otel_activity import ActivityWSGIMiddleware, activity_context, semconv
 from otel_activity.context import current_context
 from otel_activity.testing import Recorder, recorded_events
 from tests.frameworks.support import Base, Task, actor, authentication, memory, said, save
@@ -253,3 +256,78 @@ def test_any_wsgi_application(recorder: Recorder, engine: Engine) -> None:
     found = said(recorder)
     assert (found[semconv.USER_ID], found[semconv.CLIENT_ADDRESS]) == ("ada", "192.0.2.1")
     assert found[semconv.REQUEST_METHOD] == "PUT"
+
+
+def test_flask_jwt_extended(recorder: Recorder, engine: Engine) -> None:
+    """Claims that it has verified name the actor; a token that nobody has verified names nobody."""
+    app = flask.Flask("shop")
+    app.config["JWT_SECRET_KEY"] = "for tests, and long enough for SHA-256"
+    flask_jwt_extended.JWTManager(app)
+
+    @app.post("/verified")
+    @flask_jwt_extended.jwt_required()
+    def verified() -> str:
+        save(engine)
+        return "done"
+
+    @app.post("/open")
+    def open_to_all() -> str:
+        save(engine)
+        return "done"
+
+    with app.app_context():
+        token = flask_jwt_extended.create_access_token("u-7", additional_claims={"act": {"sub": "admin"}})
+    headers = {"Authorization": f"Bearer {token}"}
+    assert app.test_client().post("/verified", headers=headers).status_code == 200
+    found = said(recorder)
+    assert (found[semconv.USER_ID], found[semconv.ACTOR_ON_BEHALF_OF]) == ("admin", "u-7")
+    assert app.test_client().post("/open", headers=headers).status_code == 200
+    assert actor(recorder) == ("unknown", None)
+
+
+def test_the_requests_span(recorder: Recorder, engine: Engine) -> None:
+    """A span that is started before the view, as OpenTelemetry's instrumentation does, is the request's."""
+    tracer = TracerProvider().get_tracer("tests")
+    app = flask.Flask("shop")
+
+    @app.before_request
+    def start() -> None:
+        flask.g.span = tracer.start_as_current_span("request")
+        flask.g.span.__enter__().set_attribute("user.id", flask.request.headers["User"])
+
+    @app.teardown_request
+    def end(error: BaseException | None) -> None:
+        flask.g.span.__exit__(None, None, None)
+
+    @app.post("/")
+    def view() -> str:
+        with tracer.start_as_current_span("inner"):
+            save(engine)
+        return "done"
+
+    app.test_client().post("/", headers={"User": "ada"})
+    assert actor(recorder) == ("user", "ada")
+
+
+def test_a_context_in_a_streams_generator(recorder: Recorder, engine: Engine) -> None:
+    """It lasts from part to part, ends with its block, and is not in force between the parts."""
+
+    def parts() -> Iterator[bytes]:
+        for name in ("ada", "bob"):
+            with activity_context(actor=name):
+                for _ in range(2):
+                    save(engine, name)
+                    yield b"x"
+        save(engine, "nobody")
+
+    app = ActivityWSGIMiddleware(lambda environ, start_response: parts())
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/"}
+    first, second = (app(dict(environ), lambda *args: None) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert one == other == b"x"
+        assert current_context() is None
+    found = [
+        (event.attributes[semconv.CHANGES]["name"]["after"], event.attributes.get(semconv.USER_ID))
+        for event in recorder.of("Task")
+    ]
+    assert Counter(found) == {("ada", "ada"): 4, ("bob", "bob"): 4, ("nobody", None): 2}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
 from otel_activity import ActivityASGIMiddleware, Actor, activity_context, semconv
@@ -19,7 +24,7 @@ from otel_activity.testing import Recorder, recorded_events
 from tests.frameworks.support import actor, memory, said, save
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from sqlalchemy import Engine
 
@@ -41,7 +46,6 @@ def engine() -> Iterator[Engine]:
 
 def post(app: Any, path: str, **headers: str) -> int:
     """One request, in the event loop of its own that httpx's transport needs."""
-    import asyncio
 
     async def send() -> int:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -209,3 +213,134 @@ def test_a_session_across_requests_keeps_each_ones_actor(recorder: Recorder, eng
         for event in recorder.of("Task")
     ]
     assert found == [("ada", "ada"), ("bob", "bob")]
+
+
+class Traced:
+    """What OpenTelemetry's middleware does: a span of the server around everything behind it."""
+
+    tracer = TracerProvider().get_tracer("tests")
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        with self.tracer.start_as_current_span("server"):
+            await self.app(scope, receive, send)
+
+
+def test_the_servers_span(recorder: Recorder, engine: Engine) -> None:
+    """It names the user although the row is written in a span inside it."""
+    app = FastAPI()
+
+    @app.post("/")
+    async def view(request: Request) -> None:
+        trace.get_current_span().set_attribute("enduser.id", request.headers["user"])
+        with Traced.tracer.start_as_current_span("inner"):
+            save(engine)
+
+    app.add_middleware(Traced)
+    assert post(app, "/", user="ada") == 200
+    assert actor(recorder) == ("user", "ada")
+
+
+def test_contexts_that_dependencies_open(recorder: Recorder, engine: Engine) -> None:
+    """An async one is in force in the endpoint. A sync one is entered and left in threads: no harm."""
+    app = FastAPI()
+
+    async def acting() -> AsyncIterator[None]:
+        async with activity_context(actor="async"):
+            yield
+
+    def acting_in_a_thread() -> Iterator[None]:
+        with activity_context(actor="sync"):
+            yield
+
+    @app.post("/async", dependencies=[Depends(acting)])
+    def in_thread() -> None:
+        save(engine)
+
+    @app.post("/sync", dependencies=[Depends(acting_in_a_thread)])
+    def elsewhere(request: Request) -> None:
+        request.state.user = "ada"
+        save(engine)
+
+    assert post(app, "/async") == 200
+    assert actor(recorder) == ("user", "async")
+    assert post(app, "/sync") == 200
+    assert actor(recorder) == ("user", "ada")
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_a_context_in_a_streams_generator(recorder: Recorder, engine: Engine, kind: str) -> None:
+    """An async stream keeps it from part to part; a sync one, each part of which is run apart, loses it."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        for part in sync_parts():
+            await asyncio.sleep(0)
+            yield part
+
+    def sync_parts() -> Iterator[bytes]:
+        with activity_context(actor="stream"):
+            for number in range(2):
+                save(engine, str(number))
+                yield b"x"
+        save(engine, "after")
+
+    async def view(request: Request) -> StreamingResponse:
+        request.state.user = "ada"
+        return StreamingResponse(parts() if kind == "async" else sync_parts())
+
+    assert post(Starlette(routes=[Route("/", view, methods=["POST"])]), "/") == 200
+    found = [event.attributes[semconv.USER_ID] for event in recorder.of("Task")]
+    assert found == (["stream", "stream", "ada"] if kind == "async" else ["stream", "ada", "ada"])
+
+
+def test_a_thread_pool_of_the_applications_own(recorder: Recorder, engine: Engine) -> None:
+    """Without the context nobody acts; with a copy of it the request's user does, whoever else is served."""
+    app = FastAPI()
+    pool = ThreadPoolExecutor(1)  # one thread serves all requests
+
+    @app.post("/plain")
+    async def plain(request: Request) -> None:
+        request.state.user = request.headers["user"]
+        await asyncio.get_running_loop().run_in_executor(pool, save, engine)
+
+    @app.post("/copied")
+    async def copied(request: Request) -> None:
+        request.state.user = request.headers["user"]
+        run = contextvars.copy_context().run
+        await asyncio.get_running_loop().run_in_executor(pool, run, save, engine)
+
+    with pool:
+        for user in ("ada", "bob"):
+            assert post(app, "/copied", user=user) == 200
+            assert actor(recorder) == ("user", user)
+            assert post(app, "/plain", user=user) == 200
+            assert actor(recorder) == ("unknown", None)
+
+
+def test_a_websocket(recorder: Recorder, engine: Engine) -> None:
+    """A connection is one request, with its route and its user, from message to message."""
+    app = FastAPI()
+
+    @app.websocket("/chat/{room}")
+    async def chat(socket: WebSocket, room: str) -> None:
+        await socket.accept()
+        socket.state.user = await socket.receive_text()
+        for _ in range(2):
+            save(engine, await socket.receive_text())
+        await socket.close()
+
+    scope = {"type": "websocket", "path": "/chat/1", "headers": [], "query_string": b"", "subprotocols": []}
+    texts = [{"type": "websocket.receive", "text": text} for text in ("ada", "one", "two")]
+    messages = iter([{"type": "websocket.connect"}, *texts])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    asyncio.run(app(scope, receive, send))
+    found = [(e.attributes[semconv.USER_ID], e.attributes[semconv.ROUTE]) for e in recorder.of("Task")]
+    assert found == [("ada", "/chat/{room}")] * 2

@@ -36,6 +36,20 @@ def ready():
     return "ready"
 
 
+served = {"now": 0, "most": 0}
+
+
+@app.before_request
+def begin():
+    served["now"] += 1
+    served["most"] = max(served.values())
+
+
+@app.teardown_request
+def end(error):
+    served["now"] -= 1
+
+
 @app.post("/tasks/<int:number>")
 def create(number):
     with Session(engine) as session:
@@ -43,4 +57,4 @@ def create(number):
         session.flush()
         assert flask_login.current_user.is_authenticated
         session.commit()
-    return "done"
+    return str(served["most"])

@@ -1,9 +1,11 @@
-"""A FastAPI program that knows nothing of auditing. Each row says who really asked for it: `owner`.
+"""A FastAPI program that knows of auditing only `activity_context`. Each row says who asked for it: `owner`.
 
 The user is found late, in a dependency or in the endpoint, and connections are few, so requests share them.
+What names somebody else for a part of its work says so, too: `owner` is then "user/part".
 """
 
 import asyncio
+import contextvars
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,10 +13,13 @@ from typing import Annotated
 
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from starlette.middleware.base import BaseHTTPMiddleware
+
+from otel_activity import activity_context
 
 
 class Base(DeclarativeBase):
@@ -123,3 +128,62 @@ def stream(user: User, number: int) -> StreamingResponse:
 @app.post("/executor/{number}")
 async def executor(user: User, number: int) -> None:
     await asyncio.get_running_loop().run_in_executor(None, save, user, "executor")
+
+
+@app.post("/astream/{number}")
+async def astream(user: User, number: int) -> StreamingResponse:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(2):
+            await save_async(user, "astream")
+            yield b"x"
+
+    return StreamingResponse(parts())
+
+
+@app.post("/nested/{number}")
+async def nested(user: User, number: int) -> None:
+    """The program names somebody else for a part of the work, and fails in it."""
+    try:
+        with activity_context(actor=f"{user}/inner"):
+            async with activity_context(reason="twice"):
+                await save_async(f"{user}/inner", "nested")
+            raise LookupError
+    except LookupError:
+        await save_async(user, "nested")
+
+
+@app.post("/generator/{number}")
+async def generator(user: User, number: int) -> None:
+    """Generators that name somebody take turns with each other and with other requests."""
+
+    async def work(name: str) -> AsyncIterator[None]:
+        async with activity_context(actor=name):
+            await save_async(name, "generator")
+            yield
+
+    one, other = work(f"{user}/one"), work(f"{user}/other")
+    await anext(one)
+    await anext(other)
+    await one.aclose()
+    await other.aclose()
+    await save_async(user, "generator")
+
+
+@app.post("/copied/{number}")
+async def copied(user: User, number: int) -> None:
+    run = contextvars.copy_context().run
+    await asyncio.get_running_loop().run_in_executor(None, run, save, user, "copied")
+
+
+@app.post("/retried/{number}")
+async def retried(user: User, number: int) -> None:
+    """An error in the middle of a transaction; the same session goes on."""
+    async with AsyncSession(async_engine) as session:
+        session.add(Task(owner=f"{user}/never", kind="retried"))
+        await session.flush()
+        try:
+            await session.execute(text("SELECT 1/0"))
+        except DBAPIError:
+            await session.rollback()
+        session.add(Task(owner=user, kind="retried"))
+        await session.commit()
