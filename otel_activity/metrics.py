@@ -196,7 +196,7 @@ READINGS: Final[tuple[Reading, ...]] = (
     Reading(
         "otel_activity.export.failing",
         "gauge",
-        "1",
+        "{exporter}",
         "1 while the last attempt of an exporter failed, else 0.",
         _failing,
     ),
