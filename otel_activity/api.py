@@ -17,7 +17,13 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_activity import actions
 from otel_activity.capture import SQLAlchemyCapture, check
-from otel_activity.delivery import DurableDelivery, QueuedDelivery, journal_directory, service_directory
+from otel_activity.delivery import (
+    DurableDelivery,
+    Overflow,
+    QueuedDelivery,
+    journal_directory,
+    service_directory,
+)
 from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailable
 from otel_activity.frameworks import WebHooks
 from otel_activity.metrics import MeteredDelivery, instruments
@@ -260,15 +266,19 @@ def _own_pipeline(settings: Settings, environ: Mapping[str, str]) -> Pipeline:
 def _delivery(
     settings: Settings, pipeline: Pipeline | GlobalPipeline, environ: Mapping[str, str]
 ) -> QueuedDelivery | DurableDelivery:
+    overflow = Overflow(settings.overflow, settings.overflow_timeout)
     if settings.delivery == "durable" and isinstance(pipeline, Pipeline):
         try:
             return DurableDelivery(
                 pipeline.lanes,
                 pipeline.emit_to,
                 capacity=settings.max_queue_size,
-                home=journal_directory(settings.journal_dir, environ) / service_directory(pipeline.resource),
+                home=journal_directory(settings.journal_dir, environ)
+                / service_directory(pipeline.own_resource()),
                 fsync=settings.fsync,
                 max_bytes=settings.journal_max_bytes,
+                overflow=overflow,
+                about=pipeline.own_resource,
             )
         except ConfigurationError as error:
             if settings.journal_fallback == "stop":
@@ -278,6 +288,7 @@ def _delivery(
         pipeline.lanes,
         pipeline.emit,
         capacity=settings.max_queue_size,
+        overflow=overflow,
         started=_end_first if settings.logger_provider == "global" else None,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ActivityError",
     "ConfigurationError",
+    "DeliveryRefused",
     "ExportError",
     "SchemaError",
     "StoreRefused",
@@ -31,6 +32,10 @@ class ConfigurationError(ActivityError):
         self.value = value
         self.problem = problem
         self.fix = fix
+
+
+class DeliveryRefused(ActivityError):
+    """A transaction's events cannot be kept, so it is not committed (``OTEL_ACTIVITY_OVERFLOW=fail``)."""
 
 
 class ExportError(ActivityError):

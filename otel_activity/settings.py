@@ -36,6 +36,7 @@ _KEY_LENGTH: Final = 16
 DELIVERIES: Final = ("best_effort", "durable")
 FSYNC_POLICIES: Final = ("always", "interval", "never")
 FALLBACKS: Final = ("stop", "best_effort")
+OVERFLOW_POLICIES: Final = ("drop", "block", "fail")
 ACTOR_SOURCES: Final = ("framework", "claims", "span", "baggage")
 PROXY_HEADERS: Final = ("x-forwarded-for", "forwarded")
 
@@ -324,6 +325,19 @@ FIELDS: Final[tuple[Field, ...]] = (
         "When the journal is forced to disk: always (each record), interval (each second), never.",
     ),
     Field(
+        "overflow",
+        "OTEL_ACTIVITY_OVERFLOW",
+        _choice(*OVERFLOW_POLICIES),
+        "When the journal or the queue is full, or the disk refuses. drop: commit; what memory cannot take is "
+        "lost, counted and logged. block: COMMIT waits for room first. fail: raise instead of committing.",
+    ),
+    Field(
+        "overflow_timeout",
+        "OTEL_ACTIVITY_OVERFLOW_TIMEOUT",
+        _seconds(0, 3600),
+        "Seconds that overflow=block waits for room; then it is as drop.",
+    ),
+    Field(
         "logger_provider",
         "OTEL_ACTIVITY_LOGGER_PROVIDER",
         _choice(*LOGGER_PROVIDERS),
@@ -462,6 +476,8 @@ class Settings:
     journal_fallback: str = "stop"
     journal_max_bytes: int = 1 << 30
     fsync: str = "interval"
+    overflow: str = "drop"
+    overflow_timeout: float = 5.0
     logger_provider: str = "own"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -32,6 +32,7 @@ from opentelemetry.sdk._logs.export import (
     LogRecordExporter,
     LogRecordExportResult,
 )
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import TraceFlags
 
@@ -45,8 +46,6 @@ from otel_activity.otlp import Answer, Transport, transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from opentelemetry.sdk.resources import Resource
 
     from otel_activity.ports import EventExporter
 
@@ -74,6 +73,10 @@ def _no_limits() -> LogRecordLimits:
         max_log_record_attributes=1 << 20,
         max_log_record_attribute_length=unset,
     )
+
+
+_MOST_ORIGINS: Final = 64
+"""Dead processes whose resource is kept at once."""
 
 
 class _LogRecord(logs_api.LogRecord):
@@ -196,7 +199,7 @@ class _KeepTrying(LogRecordExporter):
             self._pid = os.getpid()
         todo = _Portions(batch)
         while todo.records:
-            if not self._lane.deliver(0, lambda: self._attempt(todo)):
+            if not self._lane.deliver(0, lambda: self._attempt(todo), in_order=False):
                 return LogRecordExportResult.FAILURE
         self._lane.settle(len(batch))  # only now: a record that is suspected lets others pass
         return LogRecordExportResult.SUCCESS
@@ -342,6 +345,7 @@ class EventLogExporter(LogRecordExporter):
         if self._own_lane and os.getpid() != self._pid:
             self._pid = os.getpid()
             self._lane.after_fork()  # its lock may be held by a thread of the parent
+        taken = 0
         for resource, events in _by_resource(batch):
             info = self._info(resource)
 
@@ -350,8 +354,10 @@ class EventLogExporter(LogRecordExporter):
                 # One that puts nothing aside need not have it.
                 self._lane.quarantined = getattr(self._exporter, "quarantined", 0)
 
-            if not self._lane.deliver(len(events), attempt):
+            if not self._lane.deliver(len(events), attempt, in_order=False):
                 return LogRecordExportResult.FAILURE
+            taken += len(events)
+        self._lane.settle(taken)  # only now: events of several resources were taken out of their order
         return LogRecordExportResult.SUCCESS
 
     def _info(self, resource: Resource) -> ResourceInfo:
@@ -476,6 +482,7 @@ class Pipeline:
         self._logger: Any = self._provider.get_logger(semconv.SCOPE_NAME, version, semconv.SCHEMA_URL)
         self._scope = InstrumentationScope(semconv.SCOPE_NAME, version, semconv.SCHEMA_URL)
         self._roads: list[_Road] = []
+        self._origins: dict[int, tuple[Mapping[str, Any], Resource]] = {}
         self._exporters: list[EventExporter] = []
         self.lanes: list[Lane] = []
 
@@ -508,18 +515,37 @@ class Pipeline:
         for road in self._roads:
             road.processor.on_emit(emitted)
 
-    def emit_to(self, lane: Lane, event: Event) -> None:
-        """Emit one event on one road only: the others have it, or get it later."""
-        self._roads[self.lanes.index(lane)].processor.on_emit(self._emitted(event))
+    def emit_to(self, lane: Lane, event: Event, origin: Mapping[str, Any] | None) -> None:
+        """Emit one event on one road only: the others have it, or get it later.
+
+        Args:
+            lane: of the road.
+            event: a finished event.
+            origin: attributes of the resource that made it; None for this process's own.
+        """
+        emitted = self._emitted(event)
+        if origin is not None:
+            emitted.resource = self._origin(origin)
+        self._roads[self.lanes.index(lane)].processor.on_emit(emitted)
 
     def _emitted(self, event: Event) -> _Emitted:
         # The logger's resource, not ours: the SDK renews it in a forked child.
         return _Emitted(event, self._logger.resource, self._scope, self._limits)
 
-    @property
-    def resource(self) -> Mapping[str, Any]:
-        """The attributes of what produces the records."""
-        return self._logger.resource.attributes  # type: ignore[no-any-return]  # the logger is held as Any
+    def _origin(self, attributes: Mapping[str, Any]) -> Resource:
+        """One and the same object for one origin: exporters group by it."""
+        known = self._origins.get(id(attributes))
+        if known is None or known[0] is not attributes:
+            made = Resource(dict(attributes))
+            while len(self._origins) >= _MOST_ORIGINS:
+                self._origins.pop(next(iter(self._origins)))
+            known = self._origins[id(attributes)] = (attributes, made)
+        return known[1]
+
+    def own_resource(self) -> dict[str, Any]:
+        """The attributes of what produces the records, as plain values."""
+        plain: dict[str, Any] = _plain(self._logger.resource.attributes)
+        return plain
 
     @property
     def enabled(self) -> bool:

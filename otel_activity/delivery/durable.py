@@ -33,9 +33,10 @@ from otel_activity.events import Commit, Verdict
 from otel_activity.semconv import ROLLED_BACK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from otel_activity.delivery.feeder import Overflow
     from otel_activity.delivery.holding import TakenOver
     from otel_activity.delivery.lane import Lane
     from otel_activity.events import Event, Unit
@@ -62,13 +63,18 @@ class DurableDelivery(Feeder):
 
     Args:
         lanes: the roads out.
-        emit: hands one event to the SDK for one lane; called from one thread only.
+        emit: hands one event to the SDK for one lane, with the resource that it is from if that is another
+            process; called from one thread only.
         capacity: most events of released units in memory, those in the lanes not counted.
         home: the journals of all processes of this service are below it.
         fsync: ``always``, ``interval`` or ``never``.
         max_bytes: bound of the journal.
         resolver: is asked what became of units with a proof whose end nobody saw. Without one, and without
             a proof, they are delivered as `unknown`.
+        overflow: what happens when a unit cannot be journaled.
+        about: attributes of the resource of this process, for whoever takes its journal over.
+        others: more directories like `home` whose journals are taken over.
+        writes: whether there is a journal of its own; without it only what others left is delivered.
 
     Raises:
         ConfigurationError: the journal cannot be written.
@@ -77,24 +83,33 @@ class DurableDelivery(Feeder):
     def __init__(
         self,
         lanes: Sequence[Lane],
-        emit: Callable[[Lane, Event], None],
+        emit: Callable[[Lane, Event, Mapping[str, Any] | None], None],
         *,
         capacity: int,
         home: Path,
         fsync: str = "interval",
         max_bytes: int = 1 << 30,
         resolver: Resolver | None = None,
+        overflow: Overflow | None = None,
+        about: Callable[[], Mapping[str, Any]] = dict,
+        others: Sequence[Path] = (),
+        writes: bool = True,
     ) -> None:
         self._emit = emit
+        self._about = about
+        self._homes = (home, *others)
+        self._writes = writes
         self._home = home
         self._fsync = fsync
         self._max_bytes = max_bytes
         self._own: Source | None = None
         self._sources: list[Source] = []
         self._docket = None if resolver is None else Docket(resolver, self._resolved)
-        super().__init__(lanes, capacity=capacity)
+        super().__init__(lanes, capacity=capacity, overflow=overflow)
         for lane in self.lanes:
             lane.kept = True
+        if not writes:
+            return
         try:
             self._open()
         except OSError as error:
@@ -137,13 +152,14 @@ class DurableDelivery(Feeder):
         super().after_fork()
 
     def _open(self) -> None:
-        journal = Journal.create(self._home, fsync=self._fsync, max_bytes=self._max_bytes)
+        about = {"resource": self._about()}
+        journal = Journal.create(self._home, fsync=self._fsync, max_bytes=self._max_bytes, about=about)
         self._own = Source(journal, own=True)
         self._sources.append(self._own)
 
     def _journal(self) -> Source | None:
         """The source of this process, opened late in a forked child; None when that fails."""
-        if self._own is None and not self._closed:
+        if self._own is None and self._writes and not self._closed:
             with self._lock:
                 now = time.monotonic()
                 if self._own is None and now >= self._open_at:
@@ -158,7 +174,11 @@ class DurableDelivery(Feeder):
     # --- ports.Delivery ----------------------------------------------------------------------
 
     def prepare(self, unit: Unit) -> None:
-        """Write the unit to the journal, encoded: its events have their final ids from here on."""
+        """Write the unit to the journal, encoded: its events have their final ids from here on.
+
+        Raises:
+            DeliveryRefused: it cannot be written, and the user chose not to commit then.
+        """
         events: list[Event] = []
         for entry in unit.entries:
             try:
@@ -168,22 +188,34 @@ class DurableDelivery(Feeder):
         count = len(events)
         lanes = len(self.lanes)
         held = unit.prepared = Held(count, events, lanes, lanes, unit.proof)
-        source = self._own or self._journal()
-        if source is None or not events:
+        if not events:
             return
+        trouble = self._write(held)
+        if trouble is not None:
+            self.overflow.refuse(trouble)
+            for _ in self.overflow.waits():
+                trouble = self._write(held)
+                if trouble is None:
+                    return
+            self._say("write", logging.ERROR, f"{trouble}; units go through memory only")
+
+    def _write(self, held: Held) -> str | None:
+        """Write the prepared unit; else why that is not possible."""
+        source = self._own or self._journal()
+        if source is None:
+            return f"there is no journal in {self._home}"
         try:
-            held.place = source.journal.append(PREPARED, encode_unit(events, unit.proof), unit=True)
+            payload = encode_unit(held.events or [], held.proof)
+            held.place = source.journal.append(PREPARED, payload, unit=True)
             held.source = source
         except JournalFull:
-            self._say(
-                "journal full",
-                logging.ERROR,
-                f"the journal is full; units go through memory only; raise "
-                f"OTEL_ACTIVITY_JOURNAL_MAX_BYTES={self._max_bytes}, or mend the exporter that is behind",
+            return (
+                f"the journal is full; raise OTEL_ACTIVITY_JOURNAL_MAX_BYTES={self._max_bytes}, "
+                "or mend the exporter that is behind"
             )
         except Exception as error:  # noqa: BLE001 - a journal in trouble never reaches the application
-            line = f"a unit could not be journaled ({_reason(error)}); it goes through memory only"
-            self._say("write", logging.ERROR, line)
+            return f"a unit could not be journaled ({_reason(error)})"
+        return None
 
     def committed(self, unit: Unit) -> None:
         """Mark the unit and hand it on."""
@@ -362,7 +394,7 @@ class DurableDelivery(Feeder):
                 event = road.events[road.at]
                 # Counted first: an interrupted thread must not feed it twice.
                 road.at += 1
-                self._emit_one(road, event)
+                self._emit_one(road, event, held)
                 since += 1
                 if since >= SLICE:
                     since = 0
@@ -373,9 +405,9 @@ class DurableDelivery(Feeder):
             taken.append(held)
         return taken
 
-    def _emit_one(self, road: Road, event: Event) -> None:
+    def _emit_one(self, road: Road, event: Event, held: Held) -> None:
         try:
-            self._emit(road.lane, event)
+            self._emit(road.lane, event, None if held.source is None else held.source.origin)
         except Exception:  # noqa: BLE001 - one odd event costs itself, not the events behind it
             road.gone += 1
             self._lost_one()
@@ -471,9 +503,10 @@ class DurableDelivery(Feeder):
         try:
             # This process's own locks are not tried: another descriptor of the file would be refused anyway.
             self._foreign.update(source.journal.path for source in self._sources)
-            for journal in orphans(self._home, self._foreign):
-                self._foreign.add(journal.path)
-                self._adopt(journal)
+            for home in self._homes:
+                for journal in orphans(home, self._foreign):
+                    self._foreign.add(journal.path)
+                    self._adopt(journal)
         except OSError as error:
             line = f"journals of dead processes cannot be read ({_reason(error)})"
             self._say("adopt", logging.ERROR, line)

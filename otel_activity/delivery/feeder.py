@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import uuid_utils
 
 from otel_activity import semconv
 from otel_activity.delivery.lane import log_safely
+from otel_activity.errors import DeliveryRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from otel_activity.delivery.lane import Lane
     from otel_activity.events import Commit, Entry, Event, Unit
 
-__all__ = ["REPEAT", "SLICE", "TICK", "Feeder", "Stream"]
+__all__ = ["REPEAT", "SLICE", "TICK", "Feeder", "Overflow", "Stream"]
 
 TICK: Final = 0.1
 """Seconds between two looks at the queue. Polled, because waking a thread costs the request that does it."""
@@ -26,6 +28,8 @@ SLICE: Final = 64
 """Events handled before the thread offers the interpreter to the others."""
 REPEAT: Final = 60.0
 """Seconds between two log lines about the same trouble."""
+_LOOK: Final = 0.01
+"""Seconds between two looks for room, while a COMMIT waits for it."""
 _NUDGE: Final = 0.25
 """Seconds after which a flush that still waits asks the exporters again."""
 
@@ -57,20 +61,59 @@ class Stream:
         event.attributes[semconv.SEQUENCE] = sequence
 
 
+@dataclass(frozen=True)
+class Overflow:
+    """What happens to a transaction when a bound is reached.
+
+    Attributes:
+        policy: ``drop``: it is committed, and its events are lost if nothing takes them. ``block``: its
+            COMMIT waits for room first. ``fail``: it is not committed.
+        timeout: seconds that ``block`` waits.
+    """
+
+    policy: str = "drop"
+    timeout: float = 5.0
+
+    def refuse(self, why: str) -> None:
+        """Raise if nothing may be lost.
+
+        Raises:
+            DeliveryRefused: the policy is ``fail``.
+        """
+        if self.policy == "fail":
+            raise DeliveryRefused(f"not committed, because {why} (OTEL_ACTIVITY_OVERFLOW=fail)")
+
+    def waits(self) -> Iterator[None]:
+        """One round for each look whether there is room, until the time is up; none unless it blocks."""
+        if self.policy != "block":
+            return
+        deadline = time.monotonic() + self.timeout
+        while time.monotonic() < deadline:
+            time.sleep(_LOOK)
+            yield
+
+
 class Feeder:
     """A thread that takes released units to the lanes; a delivery class says how.
 
     Args:
         lanes: the roads out.
         capacity: most events that wait in memory for the thread.
+        overflow: what happens when a bound is reached.
         started: called when the first unit of a process was released.
     """
 
     def __init__(
-        self, lanes: Sequence[Lane], *, capacity: int, started: Callable[[], object] | None = None
+        self,
+        lanes: Sequence[Lane],
+        *,
+        capacity: int,
+        overflow: Overflow | None = None,
+        started: Callable[[], object] | None = None,
     ) -> None:
         self.lanes = tuple(lanes)
         self.capacity = capacity
+        self.overflow = overflow or Overflow()
         self._started = started
         self._stream = Stream()
         self._closed = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -200,11 +200,19 @@ class Held(msgspec.Struct, eq=False):
 
 
 class Source:
-    """A journal that units come from: this process's own, or one that was taken over."""
+    """A journal that units come from: this process's own, or one that was taken over.
+
+    Attributes:
+        journal: itself.
+        own: whether this process writes it.
+        origin: resource of the process that wrote it, if that is another one and known.
+    """
 
     def __init__(self, journal: Journal, *, own: bool) -> None:
         self.journal = journal
         self.own = own
+        resource = None if own else journal.about().get("resource")
+        self.origin: dict[str, Any] | None = resource if isinstance(resource, dict) else None
         self._cursors: dict[str, int] = {}
         self._changed = False
         self._finished = 0

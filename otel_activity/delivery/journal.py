@@ -14,8 +14,9 @@ import threading
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 import uuid_utils
 
 from otel_activity.delivery.filelock import try_lock
@@ -33,13 +34,14 @@ from otel_activity.delivery.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 __all__ = ["Journal", "JournalFull", "Losses", "Place", "orphans"]
 
 _logger: Final = logging.getLogger("otel_activity")
 _LOCK: Final = "lock"
+_ABOUT: Final = "about.json"
 _SUFFIX: Final = ".seg"
 _LARGEST_SEGMENT: Final = 8 << 20
 """Large enough that a new file is rare, small enough to be read whole when it is adopted."""
@@ -195,8 +197,16 @@ class Journal:
         self._busy = False
 
     @classmethod
-    def create(cls, home: Path, *, fsync: str, max_bytes: int) -> Journal:
+    def create(
+        cls, home: Path, *, fsync: str, max_bytes: int, about: Mapping[str, Any] | None = None
+    ) -> Journal:
         """A new and empty journal below `home`.
+
+        Args:
+            home: directory with one directory for each process.
+            fsync: see `Journal`.
+            max_bytes: see `Journal`.
+            about: what whoever takes it over should know of its process.
 
         Raises:
             OSError: the directory cannot be written.
@@ -212,11 +222,29 @@ class Journal:
                     break
         journal = cls(path, lock, fsync=fsync, max_bytes=max_bytes)
         try:
+            journal._write_about(about or {})
             journal._roll()
         except OSError:
             journal.close(remove=True)
             raise
         return journal
+
+    def _write_about(self, about: Mapping[str, Any]) -> None:
+        flags = (
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        )
+        descriptor = os.open(self.path / _ABOUT, flags, 0o600)
+        try:
+            os.write(descriptor, msgspec.json.encode(about))
+        finally:
+            os.close(descriptor)
+
+    def about(self) -> dict[str, Any]:
+        """What its process said of itself; empty when that cannot be read."""
+        try:
+            return msgspec.json.decode((self.path / _ABOUT).read_bytes(), type=dict[str, Any])
+        except (OSError, ValueError):
+            return {}
 
     def _files(self) -> Iterator[Path]:
         return (found for found in self.path.glob(f"*{_SUFFIX}") if found.stem.isdigit())
@@ -494,7 +522,7 @@ class Journal:
 
     def _remove(self) -> None:
         # The lock file last but one: who finds the directory without it finds it empty.
-        for found in (*self._files(), self.path / _LOCK):
+        for found in (*self._files(), self.path / _ABOUT, self.path / _LOCK):
             with suppress(FileNotFoundError):
                 found.unlink()
         with suppress(OSError):

@@ -131,8 +131,10 @@ class Lane:
 
     # --- the exporting side ------------------------------------------------------------------
 
-    def deliver(self, count: int, attempt: Callable[[], None]) -> bool:
+    def deliver(self, count: int, attempt: Callable[[], None], *, in_order: bool = True) -> bool:
         """Run `attempt` until it stops raising `ExportError`, then confirm `count` events.
+
+        Unless these are the next in order, the caller settles them, when all before them are through.
 
         Returns False if the process ended first. Other exceptions are treated alike: a bug in an exporter
         must not lose a batch, nor end its thread.
@@ -152,7 +154,8 @@ class Lane:
             else:
                 self._attempted(None)
                 self.confirm(count)
-                self.settle(count)
+                if in_order:
+                    self.settle(count)
                 return True
             finally:
                 self._since = None

@@ -14,6 +14,7 @@ from otel_activity.events import Commit
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from otel_activity.delivery.feeder import Overflow
     from otel_activity.delivery.lane import Lane
     from otel_activity.events import Entry, Event, Unit
 
@@ -30,6 +31,7 @@ class QueuedDelivery(Feeder):
         lanes: the roads out; each has room for `capacity` events.
         emit: hands one event to the SDK; called from one thread only.
         capacity: most events waiting to be encoded.
+        overflow: what happens when a bound is reached.
         started: called when the first unit of a process was released.
     """
 
@@ -39,10 +41,11 @@ class QueuedDelivery(Feeder):
         emit: Callable[[Event], None],
         *,
         capacity: int,
+        overflow: Overflow | None = None,
         started: Callable[[], object] | None = None,
     ) -> None:
         self._emit = emit
-        super().__init__(lanes, capacity=capacity, started=started)
+        super().__init__(lanes, capacity=capacity, overflow=overflow, started=started)
 
     def _reset(self) -> None:
         super()._reset()
@@ -52,7 +55,30 @@ class QueuedDelivery(Feeder):
     # --- ports.Delivery ----------------------------------------------------------------------
 
     def prepare(self, unit: Unit) -> None:
-        """Nothing to make safe: this delivery does not outlive the process."""
+        """Nothing to make safe: this delivery does not outlive the process. But there must be room.
+
+        Raises:
+            DeliveryRefused: there is none, and the user chose not to commit then.
+        """
+        if self.overflow.policy == "drop":
+            return
+        full = self._full()
+        if full is not None:
+            self.overflow.refuse(full)
+            for _ in self.overflow.waits():
+                if self._full() is None:
+                    return
+
+    def _full(self) -> str | None:
+        """Why the events of another transaction could be lost."""
+        if self._closed:
+            return None  # after the end there is nothing to wait for, and nobody to protect
+        if self._waiting >= self.capacity:
+            return f"{self.capacity} events wait to be encoded"
+        for lane in self.lanes:
+            if lane.pending >= lane.capacity:
+                return f"{lane.capacity} events wait for {lane.name} ({lane.trouble or 'too many events'})"
+        return None
 
     def committed(self, unit: Unit) -> None:
         """Queue the unit."""

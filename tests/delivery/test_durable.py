@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from otel_activity import semconv
-from otel_activity.delivery import Backoff, DurableDelivery, journal
+from otel_activity.delivery import Backoff, DurableDelivery, Overflow, journal
 from otel_activity.delivery.records import HEADER_SIZE, Damage, Record, scan
 from otel_activity.errors import ConfigurationError
 from tests.delivery.test_queued import Broken, Note, Road, unit, wait_for
@@ -63,16 +63,18 @@ class World:
         max_bytes: int = LARGE,
         fsync: str = "interval",
         resolver: Resolver | None = None,
+        overflow: Overflow | None = None,
     ) -> DurableDelivery:
         by_lane = {id(road.lane): road for road in roads}
         made = DurableDelivery(
             [road.lane for road in roads],
-            lambda lane, event: by_lane[id(lane)].emit(event),
+            lambda lane, event, origin: by_lane[id(lane)].emit(event),
             capacity=capacity,
             home=self.home,
             fsync=fsync,
             max_bytes=max_bytes,
             resolver=resolver,
+            overflow=overflow,
         )
         self.deliveries.append(made)
         return made
