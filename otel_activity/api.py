@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -39,6 +39,7 @@ from otel_activity.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from opentelemetry.sdk._logs.export import LogRecordExporter
 
@@ -217,6 +218,52 @@ def get_queue_metrics() -> dict[str, Any]:
     """
     runtime = _runtime
     return {} if runtime is None else runtime.delivery.metrics()
+
+
+class Relayed(NamedTuple):
+    """What `relay_journals` did.
+
+    Attributes:
+        events: that dead processes left.
+        lost_records: of damaged journals.
+        left: whether something is left.
+    """
+
+    events: int
+    lost_records: int
+    left: bool
+
+
+def relay_journals(directory: Path, *, timeout: float, **settings: Any) -> Relayed:
+    """Deliver what dead processes left in their journals, and remove what was delivered.
+
+    Args:
+        directory: of journals, of one service or of all.
+        timeout: seconds.
+        **settings: any field of `Settings`; an argument beats the environment.
+
+    Raises:
+        ConfigurationError: a setting is wrong, or nothing says where events go.
+    """
+    resolved = Settings.from_env(**settings)
+    if not resolved.active:
+        fix = "set OTEL_ACTIVITY_POSTGRES_DSN or OTEL_ACTIVITY_EXPORTERS"
+        raise ConfigurationError("OTEL_ACTIVITY_EXPORTERS", "", "nothing says where events go", fix)
+    deadline = time.monotonic() + timeout
+    pipeline = _own_pipeline(resolved, os.environ)
+    delivery = DurableDelivery(
+        pipeline.lanes,
+        pipeline.emit_to,
+        capacity=resolved.max_queue_size,
+        home=directory,
+        others=[path for path in sorted(directory.iterdir()) if path.is_dir()],
+        writes=False,
+    )
+    delivery.start()
+    done = delivery.flush(timeout, pipeline.poke)
+    delivery.close(deadline)
+    pipeline.shutdown(deadline)
+    return Relayed(delivery.adopted, delivery.lost_records, not (delivery.finish() and done))
 
 
 # --- building -------------------------------------------------------------------------------------

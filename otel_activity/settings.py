@@ -328,8 +328,8 @@ FIELDS: Final[tuple[Field, ...]] = (
         "overflow",
         "OTEL_ACTIVITY_OVERFLOW",
         _choice(*OVERFLOW_POLICIES),
-        "When the journal or the queue is full, or the disk refuses. drop: commit; what memory cannot take is "
-        "lost, counted and logged. block: COMMIT waits for room first. fail: raise instead of committing.",
+        "When the journal or the queue is full, or the disk refuses. drop: commit; what memory cannot take "
+        "is lost, counted and logged. block: COMMIT waits for room first. fail: raise instead of committing.",
     ),
     Field(
         "overflow_timeout",

@@ -38,6 +38,7 @@ from opentelemetry.trace import TraceFlags
 
 from otel_activity import semconv
 from otel_activity.codec.otlp import Envelope, envelope, log_request
+from otel_activity.codec.rows import plain_resource
 from otel_activity.delivery import Lane
 from otel_activity.delivery.lane import log_safely
 from otel_activity.errors import ExportError
@@ -544,8 +545,7 @@ class Pipeline:
 
     def own_resource(self) -> dict[str, Any]:
         """The attributes of what produces the records, as plain values."""
-        plain: dict[str, Any] = _plain(self._logger.resource.attributes)
-        return plain
+        return plain_resource(resource_info(self._logger.resource)).attributes
 
     @property
     def enabled(self) -> bool:

@@ -535,11 +535,10 @@ class DurableDelivery(Feeder):
 
     def _adopt_undecided(self, held: Held) -> None:
         """A dead process left a unit between prepare and mark."""
-        source, place = held.source, held.place
-        if self._docket is not None and source is not None and place is not None:
+        source = held.source
+        if self._docket is not None and source is not None:
             with suppress(OSError, ValueError):
-                payload = source.journal.read(place)
-                held.proof = None if payload is None else decode_unit(payload)[1]
+                held.proof = held.proof_in(source.journal)
         if self._ask(held):
             return
         self.undecided_units += 1

@@ -198,6 +198,15 @@ class Held(msgspec.Struct, eq=False):
         """Of its prepared record; -1 when it is not in a journal."""
         return -1 if self.place is None else self.place.number
 
+    def proof_in(self, journal: Journal) -> Proof | None:
+        """By what the database can be asked about it, as the journal says.
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+        """
+        payload = None if self.place is None else journal.read(self.place)
+        return None if payload is None else decode_unit(payload)[1]
+
 
 class Source:
     """A journal that units come from: this process's own, or one that was taken over.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 import zlib
@@ -43,12 +44,16 @@ _logger: Final = logging.getLogger("otel_activity")
 _LOCK: Final = "lock"
 _ABOUT: Final = "about.json"
 _SUFFIX: Final = ".seg"
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LARGEST_SEGMENT: Final = 8 << 20
 """Large enough that a new file is rare, small enough to be read whole when it is adopted."""
 _WAIT: Final = 0.05
 """Seconds that background work waits for the lock: its holder may be a request that a signal handler
 interrupted, and that handler may be waiting for the background."""
 
+_NEW_FILE: Final = (
+    os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+)
 _datasync: Final = getattr(os, "fdatasync", os.fsync)
 _crc32 = zlib.crc32
 _new = tuple.__new__
@@ -126,7 +131,7 @@ def orphans(home: Path, known: set[Path]) -> Iterator[Journal]:
             is added, so that it is reported once.
     """
     try:
-        paths = sorted(path for path in home.iterdir() if path.is_dir())
+        paths = sorted(path for path in home.iterdir() if is_journal(path))
     except FileNotFoundError:
         return
     for path in paths:
@@ -140,6 +145,13 @@ def orphans(home: Path, known: set[Path]) -> Iterator[Journal]:
             continue
         if journal is not None:
             yield journal
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a directory holds the journal of one process."""
+    if not path.is_dir():
+        return False
+    return bool(_UUID.fullmatch(path.name)) or (path / _LOCK).exists() or any(path.glob(f"*{_SUFFIX}"))
 
 
 def _adopted(path: Path) -> Journal | None:
@@ -230,10 +242,7 @@ class Journal:
         return journal
 
     def _write_about(self, about: Mapping[str, Any]) -> None:
-        flags = (
-            os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        )
-        descriptor = os.open(self.path / _ABOUT, flags, 0o600)
+        descriptor = os.open(self.path / _ABOUT, _NEW_FILE, 0o600)
         try:
             os.write(descriptor, msgspec.json.encode(about))
         finally:
@@ -348,14 +357,24 @@ class Journal:
             raise OSError("the journal is closed")
         self._retire()
         segment = self._active + 1
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self._descriptor = os.open(self._file(segment), flags, 0o600)
+        self._descriptor = os.open(self._file(segment), _NEW_FILE | os.O_APPEND, 0o600)
         self._active, self._offset = segment, 0
         self._sizes[segment] = self.opened[segment] = 0
-        self._write(segment_header(self._next))
+        try:
+            self._write(segment_header(self._next))
+        except OSError:  # records behind half a header could not be found again
+            self._discard(segment)
+            raise
         if self._fsync != "never":
             _sync_directory(self.path)
+
+    def _discard(self, segment: int) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+        del self._sizes[segment], self.opened[segment]
+        with suppress(OSError):
+            self._file(segment).unlink()
 
     def _retire(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

@@ -1,0 +1,53 @@
+"""``otel-activity relay``: deliver what processes left behind that nobody will start again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from otel_activity.cli.app import EXIT_FAILED
+from otel_activity.cli.options import json_option, store_options
+from otel_activity.cli.render import json_line, say
+
+__all__ = ["relay"]
+
+
+@click.command()
+@click.option(
+    "--journal",
+    "directory",
+    required=True,
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="OTEL_ACTIVITY_JOURNAL_DIR of the host that left it, or a copy of it.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, 86_400),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which it gives up; what is left stays in the journals.",
+)
+@json_option
+@store_options
+@click.pass_context
+def relay(
+    ctx: click.Context, dsn: str | None, schema: str, directory: Path, timeout: float, as_json: bool
+) -> None:
+    """Deliver the journals of dead processes, and remove what was delivered.
+
+    They go where the OTEL_ACTIVITY_... variables say, as the service's own would. Journals that a living
+    process holds are left alone. The exit status is 1 if something is left.
+    """
+    from otel_activity.api import relay_journals
+
+    found = relay_journals(directory, timeout=timeout, postgres_dsn=dsn, postgres_schema=schema)
+    if as_json:
+        say(json_line({"events": found.events, "lost_records": found.lost_records, "left": found.left}))
+    else:
+        say(f"{found.events} events found, {'some are left' if found.left else 'all delivered'}")
+        if found.lost_records:
+            say(f"{found.lost_records} records could not be read: the journals are damaged")
+    if found.left:
+        ctx.exit(EXIT_FAILED)
