@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -17,7 +18,6 @@ from otel_activity.postgres import schema
 from tests.e2e.support import EXPECTED, World, lines
 
 if TYPE_CHECKING:
-    import subprocess
     from pathlib import Path
 
 pytestmark = pytest.mark.e2e
@@ -133,6 +133,58 @@ def test_an_exit_without_any_end_loses_nothing(durable: World, tmp_path: Path) -
     assert unexplained(durable) == NOTHING
     assert {fate for _, _, fate in events(durable)} == {"reported"}
     assert journals(tmp_path) == []
+
+
+def relay(world: World, directory: Path, *options: str) -> tuple[int, str]:
+    """Run ``otel-activity relay`` on the journals; its exit status and what it prints."""
+    program = "from otel_activity.cli import main; main()"
+    environment = world.environment(OTEL_SERVICE_NAME="", OTEL_ACTIVITY_JOURNAL_DIR="")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "relay", "--journal", str(directory), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout
+
+
+def test_a_relay_delivers_what_a_dead_host_left(durable: World, tmp_path: Path) -> None:
+    """Events arrive under the service and host that made them, once, and the journals are gone."""
+    resource = "host.name=gone,service.instance.id=7"
+    process = durable.start(
+        *("python", "loop.py", "20", "exit"),
+        OTEL_BLRP_SCHEDULE_DELAY="60000",
+        OTEL_RESOURCE_ATTRIBUTES=resource,
+    )
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert relay(durable, tmp_path / "journal") == (0, "48 events found, all delivered\n")
+    assert unexplained(durable) == NOTHING
+    with psycopg.connect(durable.store) as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT service, r.attributes ->> 'host.name', r.attributes ->> 'service.instance.id' "
+            "FROM activity.events e JOIN activity.resources r ON r.id = e.resource_id"
+        ).fetchall()
+    assert rows == [("shop", "gone", "7")]
+    assert journals(tmp_path) == []
+    assert relay(durable, tmp_path / "journal") == (0, "0 events found, all delivered\n")
+
+
+def test_a_relay_leaves_the_living_alone_and_says_what_is_left(durable: World, tmp_path: Path) -> None:
+    """A journal that is in use is not touched; with the store down everything stays and the status is 1."""
+    living = durable.start("python", "loop.py", "3", "wait", OTEL_BLRP_SCHEDULE_DELAY="60000")
+    wait_for_line(living, "program done")
+    dead = durable.start("python", "loop.py", "3", "exit", OTEL_SERVICE_NAME="other")
+    dead.communicate(timeout=60)
+    store, durable.store = durable.store, "postgresql://127.0.0.1:1/none"
+    assert relay(durable, tmp_path / "journal", "--timeout", "1")[0] == 1
+    durable.store = store
+    assert relay(durable, tmp_path / "journal")[0] == 0
+    assert {row[2] for row in durable.stored()} == {"other"}
+    living.send_signal(signal.SIGTERM)
+    living.wait(timeout=20)
+    assert unexplained(durable) == NOTHING
 
 
 def test_an_outage_longer_than_the_queue_and_the_process(durable: World, tmp_path: Path) -> None:
