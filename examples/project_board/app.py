@@ -9,13 +9,15 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.exc import StaleDataError
 
 from .database import AsyncDatabase, Database, async_engine, engine
@@ -41,6 +43,7 @@ from .schemas import (
 __all__ = ["app"]
 
 Entity = TypeVar("Entity")
+Credentials = Annotated[HTTPBasicCredentials | None, Depends(HTTPBasic(auto_error=False))]
 
 
 @asynccontextmanager
@@ -52,7 +55,17 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     await async_engine.dispose()
 
 
-app = FastAPI(title="Project board", lifespan=lifespan)
+async def identify(request: Request, given: Credentials) -> None:
+    """Who asks: nobody in particular, or the person whose address and password are given; else 401."""
+    if given is None:
+        return
+    user = await run_in_threadpool(person, given.username)
+    if user is None or not await run_in_threadpool(is_password, given.password, user.password_hash):
+        raise HTTPException(401, "wrong address or password", {"WWW-Authenticate": "Basic"})
+    request.state.user = user
+
+
+app = FastAPI(title="Project board", lifespan=lifespan, dependencies=[Depends(identify)])
 
 
 @app.exception_handler(StaleDataError)
@@ -87,10 +100,22 @@ def merge(entity: object, changes: dict[str, Any], json_field: str) -> None:
         setattr(entity, name, value)
 
 
-def password_hash(password: str) -> str:
+def password_hash(password: str, salt: bytes | None = None) -> str:
     """Salt and scrypt hash as text."""
-    salt = secrets.token_bytes(8)
+    salt = salt or secrets.token_bytes(8)
     return (salt + hashlib.scrypt(password.encode(), salt=salt, n=2**12, r=8, p=1, dklen=32)).hex()
+
+
+def is_password(password: str, hashed: str) -> bool:
+    """Whether it is the password that the hash was made of."""
+    salt = bytes.fromhex(hashed[:16])
+    return secrets.compare_digest(password_hash(password, salt), hashed)
+
+
+def person(email: str) -> User | None:
+    """The person with this address."""
+    with Session(engine) as db:
+        return db.scalar(select(User).where(User.email == email))
 
 
 @app.get("/health")

@@ -1,0 +1,1 @@
+"""Invoices: Flask, Flask-Login and SQLAlchemy. Knows nothing of auditing."""
