@@ -201,10 +201,17 @@ _FILTERS: Final = (
     click.option("--service", metavar="NAME", help="Service that recorded the event."),
     click.option("--table", metavar="NAME", help="Table that was changed."),
     click.option("--field", "changed_field", metavar="NAME", help="Field that was changed."),
-    click.option("--trace-id", metavar="HEX", help="Trace, 32 hexadecimal digits."),
+    click.option("--trace-id", "--trace", metavar="HEX", help="Trace, 32 hexadecimal digits."),
+    click.option(
+        "--span-id", "--span", metavar="HEX", help="Span, 16 hexadecimal digits; give its trace too."
+    ),
     click.option("--transaction-id", metavar="UUID", help="Transaction."),
     click.option("--text", metavar="TEXT", help="Text anywhere in the event; slow without --since."),
 )
+
+
+_HEXADECIMAL: Final = ("trace_id", "span_id", "transaction_id")
+"""Stored in lower case; other tools may show them in upper case."""
 
 
 def filter_options(command: F) -> F:
@@ -222,5 +229,5 @@ def the_filter(options: dict[str, Any]) -> EventFilter:
     """
     from otel_activity.store import EventFilter
 
-    lowered = {name: options[name].lower() for name in ("trace_id", "transaction_id") if options[name]}
+    lowered = {name: options[name].lower() for name in _HEXADECIMAL if options[name]}
     return EventFilter(**{**options, **lowered})

@@ -17,6 +17,7 @@ from otel_activity.errors import ConfigurationError
 __all__ = ["EventFilter", "Position"]
 
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
+_SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -39,6 +40,7 @@ class EventFilter:
         tenant_id: the tenant.
         project_id: the project.
         trace_id: 32 hexadecimal digits.
+        span_id: 16 hexadecimal digits; give it with `trace_id`, which has the index.
         transaction_id: our id of the transaction, a UUID.
         service: ``service.name`` of the service that recorded the event.
         table: name of the changed table, without its schema.
@@ -62,6 +64,7 @@ class EventFilter:
     tenant_id: str | None = None
     project_id: str | None = None
     trace_id: str | None = None
+    span_id: str | None = None
     transaction_id: str | None = None
     service: str | None = None
     table: str | None = None
@@ -72,6 +75,7 @@ class EventFilter:
         for spec in dataclasses.fields(self):
             _check_field(spec.name, getattr(self, spec.name))
         _check_form("trace_id", self.trace_id, _TRACE_ID, "use 32 hexadecimal digits, lower case")
+        _check_form("span_id", self.span_id, _SPAN_ID, "use 16 hexadecimal digits, lower case")
         _check_form("transaction_id", self.transaction_id, _UUID, "use a UUID in lower case, with dashes")
         if self.since and self.until and self.since >= self.until:
             raise ConfigurationError(

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_activity.embedded import bound_to_this_process, free_port
 
@@ -29,10 +29,12 @@ __all__ = [
     "Prometheus",
     "answers",
     "eventually",
+    "instrumented",
     "otel_activity",
 ]
 
 CONFIGURATIONS: Final = Path(__file__).parents[2] / "collector-config"
+_BIN: Final = Path(sys.executable).parent
 TOPIC_SETTINGS: Final = ("max.message.bytes=16777216",)
 
 
@@ -113,6 +115,15 @@ class Program:
         """Ask it to end, and wait; its exit status."""
         return self._end(signal.SIGTERM)
 
+    def wait(self, timeout: float = 120) -> int:
+        """Wait for its own end; its exit status."""
+        process, self._process = self._process, None
+        assert process is not None
+        try:
+            return process.wait(timeout)
+        finally:
+            process.kill()
+
     def _end(self, how: signal.Signals) -> int:
         process, self._process = self._process, None
         if process is None:
@@ -161,6 +172,16 @@ class Collector(Program):
             lambda: answers(f"http://127.0.0.1:{health}"),
         )
 
+    def send_logs(self, request: dict[str, Any]) -> None:
+        """Post logs in OTLP's JSON; fails unless they are taken."""
+        post = urllib.request.Request(
+            f"http://127.0.0.1:{self.http}/v1/logs",
+            data=json.dumps(request).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(post, timeout=60) as response:
+            assert response.status == 200
+
     def validate(self) -> None:
         """Ask the Collector about the files, with the variables that it would run with.
 
@@ -206,11 +227,20 @@ class Prometheus(Program):
 
     def value(self, expression: str) -> float:
         """The number that an expression yields now; 0 when it yields nothing."""
-        query = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=10) as response:
-            found = json.load(response)["data"]["result"]
+        found = self._ask("query", query=expression)["result"]
         assert len(found) <= 1, f"{expression} yields {len(found)} series"
         return float(found[0]["value"][1]) if found else 0.0
+
+    def exemplars(self, expression: str) -> list[Any]:
+        """All exemplars of the last hour of the series that an expression selects."""
+        now = time.time()
+        found = self._ask("query_exemplars", query=expression, start=str(now - 3600), end=str(now + 60))
+        return [exemplar for series in found for exemplar in series["exemplars"]]
+
+    def _ask(self, what: str, **parameters: str) -> Any:
+        url = f"{self.url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return json.load(response)["data"]
 
 
 class Kafka(Program):
@@ -273,4 +303,10 @@ class Kafka(Program):
 
 def otel_activity(*arguments: str) -> list[str]:
     """Our command, of this environment, whether or not it is active."""
-    return [sys.executable, "-c", "from otel_activity.cli import main; main()", *arguments]
+    return [str(_BIN / "otel-activity"), *arguments]
+
+
+def instrumented(command: Sequence[str]) -> list[str]:
+    """A command of this environment under ``opentelemetry-instrument``."""
+    program, *arguments = command
+    return [str(_BIN / "opentelemetry-instrument"), str(_BIN / program), *arguments]

@@ -25,6 +25,7 @@ MAY = datetime(2026, 5, 1, tzinfo=UTC)
         ({"until": MAY - timedelta(days=1), "since": MAY}, "until"),
         ({"trace_id": "12"}, "trace_id"),
         ({"trace_id": "G" * 32}, "trace_id"),
+        ({"span_id": "0" * 15}, "span_id"),
         ({"transaction_id": "1; DROP TABLE x"}, "transaction_id"),
         ({"actor_id": "a\0b"}, "actor_id"),
         ({"text": "\ud800"}, "text"),

@@ -66,16 +66,17 @@ def test_each_field_finds_its_event_alone(store_dsn: str, field: str) -> None:
         assert reader.count() == 3
 
 
-def test_name_trace_and_service(store_dsn: str) -> None:
-    """Event name, trace and service select as the other fields do."""
+def test_name_trace_span_and_service(store_dsn: str) -> None:
+    """Event name, trace, span and service select as the other fields do."""
     named, traced, other = make_event(name="activity.auth.login"), make_event(), make_event()
-    traced.trace_id = 0xABC
+    traced.trace_id, traced.span_id = 0xABC, 0xDEF
     store(store_dsn, [named, traced])
     store(store_dsn, [other], ResourceInfo({"service.name": "billing"}))
     with ActivityStore(store_dsn) as reader:
         for wanted, event in (
             (EventFilter(names=("activity.auth.login",)), named),
             (EventFilter(trace_id=f"{0xABC:032x}"), traced),
+            (EventFilter(span_id=f"{0xDEF:016x}"), traced),
             (EventFilter(service="billing"), other),
         ):
             assert [found.id for found in reader.search(wanted).events] == [event.id]

@@ -26,6 +26,8 @@ e.project_id = %(project_id)s
 e.service = %(service)s
 -- name: trace_id
 e.trace_id = %(trace_id)s
+-- name: span_id
+e.span_id = %(span_id)s
 -- name: transaction_id
 e.transaction_id = %(transaction_id)s::uuid
 -- name: table
