@@ -15,11 +15,15 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 from uuid import UUID
 
+import msgspec
+
 from otel_activity.codec import encode, text_of
+from otel_activity.content import Content
 from otel_activity.events import Hashed, Redacted
-from otel_activity.semconv import RedactionMode
+from otel_activity.semconv import ContentRule, RedactionMode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,6 +102,7 @@ class Redactor:
         defaults: whether the built-in names apply, too.
         mode: what becomes of secret values whose name does not say it.
         key: of the keyed hash. Without one, what is to be hashed is masked.
+        content_off: rules for the content of values that do not apply (`semconv.ContentRule`), or ``all``.
 
     Raises:
         ValueError: an unknown mode.
@@ -110,6 +115,7 @@ class Redactor:
         defaults: bool = True,
         mode: RedactionMode | str = RedactionMode.MASK,
         key: str | None = None,
+        content_off: Iterable[str] = (),
     ) -> None:
         self.default_mode: Final = RedactionMode(mode)
         self._key = None if key is None else key.encode("utf-8", "surrogatepass")
@@ -120,11 +126,19 @@ class Redactor:
             for mode in (RedactionMode.DROP, RedactionMode.MASK, RedactionMode.HASH)
         ]
         self._known: dict[str, RedactionMode | None] = {}
+        off = frozenset(content_off)
+        self._content = Content(self._hide_named, ContentRule if "all" in off else off)
+        self._scrubbed: tuple[Any, Any] = (None, None)
 
     @classmethod
     def configured(cls, settings: Settings) -> Redactor:
         """As the settings say."""
-        return cls(settings.redact, mode=settings.redact_mode, key=settings.redact_key)
+        return cls(
+            settings.redact,
+            mode=settings.redact_mode,
+            key=settings.redact_key,
+            content_off=settings.redact_content_off,
+        )
 
     @property
     def hashes(self) -> bool:
@@ -199,6 +213,35 @@ class Redactor:
         if mode is None:
             return True, encode(self.clean(value), limit)
         return mode is not RedactionMode.DROP, encode(self.hide(value, mode))
+
+    def _hide_named(self, name: str, value: str) -> str | None:
+        """What stands in a text in place of a value that has a name there; None when it is no secret."""
+        mode = self.mode_of(unquote(name) if "%" in name else name)
+        return None if mode is None else self.hide_in_text(value, mode)
+
+    # --- content -----------------------------------------------------------------------------
+
+    def scrub(self, encoded: bytes) -> bytes:
+        """JSON of an object without what looks like a secret; the same bytes when nothing does."""
+        return self._content.clean_json(encoded)
+
+    def scrub_attributes(self, attributes: dict[str, Any]) -> dict[str, Any]:
+        """Attributes of an event, plain JSON values, without what looks like a secret.
+
+        Remembers the last answer: all changes of one request share one dict, which nobody changes.
+        """
+        known, scrubbed = self._scrubbed
+        if known is not attributes:
+            raw = msgspec.json.encode(attributes)
+            clean = self._content.clean_json(raw)
+            scrubbed = attributes if clean is raw else msgspec.json.decode(clean)
+            self._scrubbed = (attributes, scrubbed)
+        return scrubbed  # type: ignore[no-any-return]  # what was put in
+
+    def scrub_key(self, part: str) -> str:
+        """Part of a primary key; hashed or masked as a whole when it holds what looks like a secret."""
+        found = self._content.clean_text(part)
+        return part if found is part else self.hide_in_text(part, RedactionMode.HASH)
 
     def clean(self, value: Any) -> Any:
         """A copy in which no value under a secret key is left, at any depth. Never raises.

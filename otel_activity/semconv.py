@@ -101,3 +101,22 @@ class RedactionMode(enum.StrEnum):
     """Its keyed hash stands in its place: equal values stay comparable."""
     DROP = "drop"
     """The field does not appear at all."""
+
+
+class ContentRule(enum.StrEnum):
+    """What finds a secret by what it looks like."""
+
+    KEY = "key"
+    """Private keys in PEM."""
+    JWT = "jwt"
+    """JSON Web Tokens."""
+    TOKEN = "token"
+    """Tokens with the prefix of a well-known issuer."""
+    AUTHORIZATION = "authorization"
+    """``Bearer`` and ``Basic`` with what follows."""
+    URL = "url"
+    """Passwords in URLs, and secret parameters of their query."""
+    ASSIGNMENT = "assignment"
+    """``name=value`` and ``"name": "value"`` inside a text, where the name is secret."""
+    CARD = "card"
+    """Numbers of payment cards."""

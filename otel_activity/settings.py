@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from otel_activity.errors import ConfigurationError
 from otel_activity.rules import RequestRule
-from otel_activity.semconv import RedactionMode
+from otel_activity.semconv import ContentRule, RedactionMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +32,7 @@ STARTUP_MODES: Final = ("check", "warn", "require")
 _DSN_FIX: Final = "use postgresql://user:password@host:5432/database"
 LOGGER_PROVIDERS: Final = ("own", "global")
 REDACTION_MODES: Final = tuple(mode.value for mode in RedactionMode)
+CONTENT_RULES: Final = tuple(rule.value for rule in ContentRule)
 _KEY_LENGTH: Final = 16
 DELIVERIES: Final = ("best_effort", "durable")
 FSYNC_POLICIES: Final = ("always", "interval", "never")
@@ -142,6 +143,15 @@ def _sources(text: str) -> tuple[str, ...]:
             hint = _did_you_mean(name, ACTOR_SOURCES)
             raise ValueError(f"unknown source {name!r}; {hint}use any of {', '.join(ACTOR_SOURCES)}")
     return names
+
+
+def _content_rules(text: str) -> tuple[str, ...]:
+    rules = tuple(word.lower() for word in _words(text))
+    for rule in rules:
+        if rule not in ("all", *CONTENT_RULES):
+            hint = _did_you_mean(rule, CONTENT_RULES)
+            raise ValueError(f"unknown rule {rule!r}; {hint}use all, or any of {', '.join(CONTENT_RULES)}")
+    return rules
 
 
 def _key(text: str) -> str:
@@ -372,6 +382,13 @@ FIELDS: Final[tuple[Field, ...]] = (
         secret=True,
     ),
     Field(
+        "redact_content_off",
+        "OTEL_ACTIVITY_REDACT_CONTENT_OFF",
+        _content_rules,
+        f"Rules that look for secrets in the content of values and are not to: all, or any of "
+        f"{', '.join(CONTENT_RULES)}.",
+    ),
+    Field(
         "actor_resolver",
         "OTEL_ACTIVITY_ACTOR_RESOLVER",
         _function,
@@ -484,6 +501,7 @@ class Settings:
     redact: tuple[str, ...] = ()
     redact_mode: str = "mask"
     redact_key: str | None = field(default=None, repr=False)
+    redact_content_off: tuple[str, ...] = ()
     actor_resolver: str | None = None
     actor_resolver_timeout: float = 1.0
     actor_sources: tuple[str, ...] = ("framework", "claims", "span")

@@ -1,0 +1,352 @@
+"""Secrets in values whose name looks innocent: tokens, keys, card numbers, passwords inside texts.
+
+Works on JSON as `codec.encode` makes it. Nearly every event has none, so the first look is cheap: two passes
+over the bytes of the whole event that nothing but long words and long numbers gets through. Only what they
+find is taken apart and read by the exact rules.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from otel_activity.semconv import REDACTED_TAG, ContentRule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Content"]
+
+_REDACTED: Final = {REDACTED_TAG: True}
+
+# --- the first look ---------------------------------------------------------------------------------
+
+_RUN: Final = 20
+"""Length of the shortest token that is looked for, in characters."""
+_LONG_RUN: Final = b"a" * _RUN
+_DIGITS: Final = 13
+"""Length of the shortest card number."""
+_SMALLEST_CARD: Final = 10 ** (_DIGITS - 1)
+_LONG_NUMBER: Final = b"0" * _DIGITS
+_WORD: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+/"
+_RUNS: Final = bytes(97 if byte in _WORD else 32 for byte in range(256))
+_NUMBERS: Final = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
+
+_HINT: Final = re.compile(
+    rb"eyJ|gh[opsur]_|github_pat_|gl[a-z]{2,5}-|[rs]k_(?:live|test)_|whsec_|xox[a-z]-|xapp-|A[KS]IA[A-Z0-9]|AIza"
+    rb"|npm_|pypi-|sk-|hf_|shp(?:at|ca|pa|ss)_|dop_v1_|SECRET|KEY-----"
+    rb"|LS0tLS1CRU|0tLS0tQkVH|tLS0tLUJFR0"  # "-----BEG" in base64
+)
+"""What some part of a secret contains, inside one run of `_WORD`."""
+_SCHEME: Final = re.compile(rb"(?i)(?:bearer|basic) $")
+_PEM_LINE: Final = 40
+"""Characters of a line of base64 that may belong to a key."""
+_CARD_HINT: Final = re.compile(rb"(?<![0-9])(?<![0-9]\.)[2-6](?:[ -]?[0-9]){12}")
+_VALUE_HINT: Final = re.compile(rb"=(?![=\"])")
+"""An equals sign that is not the end of some base64."""
+
+# --- the exact rules -------------------------------------------------------------------------------
+
+_PEM: Final = re.compile(
+    r"-----BEGIN (?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)?-----.*?"
+    r"(?:-----END (?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)?-----|\Z)",
+    re.DOTALL,
+)
+_JWT: Final = re.compile(r"(?<![A-Za-z0-9])(eyJ[\w-]{8,4096}+)\.[\w-]*+(?:\.[\w-]*+){0,3}", re.ASCII)
+_TOKEN: Final = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"  # GitHub
+    r"|gl(?:pat|dt|rt|cbt|ptt|ft|soat|agent|oas|imt)-[\w-]{20,}"  # GitLab
+    r"|[rs]k_(?:live|test)_[A-Za-z0-9]{12,}|whsec_[\w+/=]{20,}"  # Stripe
+    r"|xox[abeoprs]-[\w-]{15,}|xapp-[\w-]{15,}"  # Slack
+    r"|A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"  # Amazon
+    r"|AIza[\w-]{35}"  # Google
+    r"|sk-(?:proj|ant|svcacct|admin)-[\w-]{20,}|sk-[A-Za-z0-9]{32,}|hf_[A-Za-z0-9]{30,}"  # models
+    r"|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{40,}|shp(?:at|ca|pa|ss)_[A-Fa-f0-9]{32}|dop_v1_[a-f0-9]{40,}"
+    r"|AGE-SECRET-KEY-1[A-Z0-9]{50,}"
+    r")",
+    re.ASCII,
+)
+_AUTHORIZATION: Final = re.compile(r"\b(bearer|basic) +([\w.~+/-]{20,}=*)", re.ASCII | re.IGNORECASE)
+_USERINFO: Final = re.compile(
+    r"(?<![\w+.-])(?P<before>[A-Za-z][\w+.-]{0,30}://[^\s:/?#@\"'<>]*:)(?!\d{1,5}(?:[/?#]|$))"
+    r"(?P<secret>[^\s\"'<>]{1,1024})(?=@)"
+)
+_PARAMETER: Final = re.compile(r"(?P<before>[?&;#](?P<name>[\w%.~\[\]-]{1,64})=)(?P<secret>[^&;#\s\"'<>]+)")
+_ASSIGNMENT: Final = re.compile(
+    r"(?<![\w%?&;#.\[\]-])(?P<before>(?P<name>[A-Za-z_][\w.-]{0,63})\s{0,4}=(?!=)\s{0,4})"
+    r"(?P<secret>'(?:[^'\\]|\\.|'')*'?|\"(?:[^\"\\]|\\.)*\"?|[^\s\"']+)"
+)
+_MEMBER: Final = re.compile(
+    r"(?P<before>(?P<quote>\\{0,8}[\"'])(?P<name>[\w .$-]{1,64})(?P=quote)\s{0,8}:\s{0,8})"
+    r"(?P<secret>\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?"
+    r"|\\+[\"'].*?(?<!\\)(?:(?P=quote)|\Z)|[^\s,}\]\"'{\[\\]+)",
+    re.DOTALL,
+)
+_NUMBER: Final = re.compile(r"(?<![A-Za-z0-9])(?<!\d\.)\d+(?:[ -]\d+)*(?![A-Za-z0-9]|\.\d)")
+_GROUP: Final = re.compile(r"\d+")
+_ISSUER: Final = re.compile(
+    r"(?:4(?:\d{12}|\d{15}|\d{18})"  # Visa
+    r"|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}"  # Mastercard
+    r"|3[47]\d{13}"  # American Express
+    r"|(?:6011|64[4-9]\d|65\d\d)\d{12,15}"  # Discover
+    r"|62\d{14,17}"  # UnionPay
+    r"|35(?:2[89]|[3-8]\d)\d{12}"  # JCB
+    r"|3(?:0[0-5]|[689]\d)\d{11}"  # Diners Club
+    r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{8,15})",  # Maestro
+    re.ASCII,
+)
+
+_SIGNATURES: Final = frozenset({"sig", "signature", "x-amz-signature", "x-goog-signature"})
+"""Parameters of URLs that let everybody in who has the URL, whatever their names elsewhere."""
+
+
+class Content:
+    """Finds secrets by what they look like. Its methods do not raise. Safe to share between threads.
+
+    Args:
+        named: for a name and a value that stand in a text (``name=value``): what is to stand in place of the
+            value, or None when the name is not secret.
+        off: rules that do not apply.
+    """
+
+    def __init__(self, named: Callable[[str, str], str | None], off: Iterable[str] = ()) -> None:
+        off = frozenset(off)
+        self._named = named
+        self._on = frozenset(rule for rule in ContentRule if rule not in off)
+        self._card = ContentRule.CARD in self._on
+
+    def is_suspicious(self, raw: bytes) -> bool:
+        """Whether some JSON needs a closer look. False means that no rule applies."""
+        return bool(self._on) and (
+            (_LONG_RUN in (runs := raw.translate(_RUNS)) and _hinted(raw, runs))
+            or (b"=" in raw and _VALUE_HINT.search(raw) is not None)
+            or (b"/" in raw and b"://" in raw and b"@" in raw)
+            or (b"\\" in raw and b'\\"' in raw)  # a text with quotes may hold JSON
+            or (b"'" in raw and b"':" in raw)
+            or (_LONG_NUMBER in raw.translate(_NUMBERS, b" -") and _CARD_HINT.search(raw) is not None)
+        )
+
+    def clean_json(self, raw: bytes) -> bytes:
+        """Encoded JSON without secrets; the same object when there are none."""
+        if not self.is_suspicious(raw):
+            return raw
+        value = msgspec.json.decode(raw)
+        try:
+            cleaned = self.clean(value)
+        except Exception:  # noqa: BLE001 - what cannot be looked into must not leave unseen
+            cleaned = _hidden(value, 2)
+        return raw if cleaned is value else msgspec.json.encode(cleaned)
+
+    def clean(self, value: Any) -> Any:
+        """A plain JSON value without secrets; the same object when there are none."""
+        kind = type(value)
+        if kind is str:
+            found = self.clean_text(value)
+            return _whole(value, found)
+        if kind is int:
+            return _REDACTED if self._card and value >= _SMALLEST_CARD and _is_card(str(value)) else value
+        if kind is list:
+            items = [self.clean(item) for item in value]
+            return items if _differ(items, value) else value
+        if kind is dict:
+            return self._clean_object(value)
+        return value
+
+    def _clean_object(self, value: dict[str, Any]) -> dict[str, Any]:
+        if len(value) == 1:
+            ((tag, payload),) = value.items()
+            if tag[:1] == "$":
+                return self._clean_tagged(value, tag, payload)
+        items = {self.clean_text(key): self.clean(item) for key, item in value.items()}
+        same = len(items) == len(value) and all(
+            mine is his for mine, his in zip(items, value, strict=True)
+        )
+        return value if same and not _differ(items.values(), value.values()) else items
+
+    def _clean_tagged(self, value: dict[str, Any], tag: str, payload: Any) -> dict[str, Any]:
+        """A value with an encoding of its own: what is left must still be one."""
+        if tag in _UNREADABLE:
+            return value
+        if tag == "$bytes":
+            return _REDACTED if self._has_key(payload) else value
+        if tag == "$truncated":
+            head = self._head(payload)
+            return value if head is payload["head"] else {tag: {**payload, "head": head, "sha256": None}}
+        cleaned = self.clean(payload)
+        if cleaned is payload:
+            return value
+        return {tag: cleaned} if type(payload) is not str or tag == "$str" else _REDACTED
+
+    def _head(self, payload: dict[str, Any]) -> str:
+        head: str = payload["head"]
+        if "bytes" not in payload["type"] and payload["type"] != "memoryview":
+            return self.clean_text(head)
+        return "" if self._has_key(head) else head
+
+    def _has_key(self, encoded: str) -> bool:
+        """Whether bytes hold a private key. Nothing else is looked for in them."""
+        return ContentRule.KEY in self._on and b"PRIVATE KEY-----" in binascii.a2b_base64(encoded)
+
+    def clean_text(self, text: str) -> str:
+        """A text without secrets; the same object when there are none."""
+        found = text
+        on = self._on
+        if ContentRule.KEY in on and "PRIVATE KEY" in found:
+            found = _PEM.sub(_mark(ContentRule.KEY), found)
+        if ContentRule.JWT in on and "eyJ" in found:
+            found = _JWT.sub(_jwt, found)
+        if ContentRule.TOKEN in on:
+            found = _TOKEN.sub(_mark(ContentRule.TOKEN), found)
+        if ContentRule.AUTHORIZATION in on and " " in found:
+            found = _AUTHORIZATION.sub(_authorization, found)
+        if ContentRule.URL in on:
+            if "://" in found and "@" in found:
+                found = _USERINFO.sub(rf"\g<before>{_mark(ContentRule.URL)}", found)
+            if "=" in found:
+                found = _PARAMETER.sub(self._replace_parameter, found)
+        if ContentRule.ASSIGNMENT in on:
+            if "=" in found:
+                found = _ASSIGNMENT.sub(self._replace, found)
+            if '"' in found or "'" in found:
+                found = _MEMBER.sub(self._replace, found)
+        if ContentRule.CARD in on:
+            found = _NUMBER.sub(_cards, found)
+        return text if found == text else found
+
+    def _replace_parameter(self, match: re.Match[str]) -> str:
+        if match["name"].lower() in _SIGNATURES:
+            return f"{match['before']}{_mark(ContentRule.URL)}"
+        return self._replace(match)
+
+    def _replace(self, match: re.Match[str]) -> str:
+        """``name=value`` without the value, if the name says so."""
+        secret = match["secret"]
+        if secret.startswith(_MARKS):
+            return match[0]
+        bare = secret.lstrip("\\")
+        quote = secret[: len(secret) - len(bare) + 1] if bare[:1] in ('"', "'") else ""
+        plain = secret.strip("\\\"'")
+        shown = self._named(match["name"], plain) if plain else None
+        return match[0] if shown is None else f"{match['before']}{quote}{shown}{quote}"
+
+
+_UNREADABLE: Final = frozenset(
+    {REDACTED_TAG, "$replaced", "$rest", "$datetime", "$date", "$time", "$duration", "$uuid"}
+    | {"$ip", "$ipinterface", "$ipnetwork", "$float"}
+)
+"""Tags of values that cannot hold a secret."""
+_MARKS: Final = ("[redacted", "hmac-sha256:")
+
+
+def _hinted(raw: bytes, runs: bytes) -> bool:
+    """Whether a long run of word characters looks like part of a secret."""
+    start = runs.find(_LONG_RUN)
+    while start >= 0:
+        end = runs.find(b" ", start)
+        if end < 0:
+            end = len(raw)
+        if _HINT.search(raw, start, end) is not None or _SCHEME.search(raw, max(start - 7, 0), start):
+            return True
+        if end - start >= _PEM_LINE and b"PRIVATE KEY" in raw:
+            return True
+        start = runs.find(_LONG_RUN, end)
+    return False
+
+
+def _hidden(value: Any, depth: int) -> Any:
+    """Nothing of a value but its outermost keys."""
+    if depth and type(value) is dict:
+        return {key: _hidden(item, depth - 1) for key, item in value.items()}
+    return _REDACTED
+
+
+def _whole(value: str, found: str) -> Any:
+    """A text that was nothing but a secret is marked as every redacted value is."""
+    if found is value:
+        return value
+    return _REDACTED if found in _WHOLE else found
+
+
+def _differ(mine: Iterable[Any], his: Iterable[Any]) -> bool:
+    return any(one is not other for one, other in zip(mine, his, strict=True))
+
+
+def _mark(rule: ContentRule) -> str:
+    return f"[redacted {rule}]"
+
+
+_WHOLE: Final = frozenset(map(_mark, ContentRule))
+
+
+def _jwt(match: re.Match[str]) -> str:
+    """Three parts are a JWT only if the first is the header of one."""
+    header = match[1]
+    try:
+        decoded = msgspec.json.decode(binascii.a2b_base64(_standard(header)))
+    except (ValueError, msgspec.DecodeError):
+        return match[0]
+    is_header = isinstance(decoded, dict) and not decoded.keys().isdisjoint(("alg", "enc", "typ"))
+    return _mark(ContentRule.JWT) if is_header else match[0]
+
+
+def _standard(text: str) -> str:
+    """base64url without padding as base64."""
+    return text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4)
+
+
+def _authorization(match: re.Match[str]) -> str:
+    """``Bearer`` and ``Basic`` begin sentences, too: a token has digits, and Basic hides a colon."""
+    scheme, token = match[1], match[2]
+    if scheme.lower() == "basic":
+        try:
+            good = b":" in binascii.a2b_base64(_standard(token.rstrip("=")))
+        except ValueError:
+            good = False
+    else:
+        good = any(char.isdigit() for char in token)
+    return f"{scheme} {_mark(ContentRule.AUTHORIZATION)}" if good else match[0]
+
+
+def _cards(match: re.Match[str]) -> str:
+    """A row of numbers without those that are cards. A card begins and ends where a group of digits does."""
+    text = match[0]
+    if len(text) < _DIGITS:
+        return text
+    groups = list(_GROUP.finditer(text))
+    kept: list[str] = []
+    position = index = 0
+    while index < len(groups):
+        size = _card_at(groups, index)
+        if size:
+            kept += (text[position : groups[index].start()], _mark(ContentRule.CARD))
+            position = groups[index + size - 1].end()
+        index += size or 1
+    return "".join((*kept, text[position:])) if kept else text
+
+
+def _card_at(groups: list[re.Match[str]], first: int) -> int:
+    """How many groups of digits from the first on are a card number; 0 when none are."""
+    digits = ""
+    for size, group in enumerate(groups[first : first + _DIGITS + 6], 1):
+        digits += group[0]
+        if len(digits) > _DIGITS + 6:
+            break
+        if _is_card(digits):
+            return size
+    return 0
+
+
+def _is_card(digits: str) -> bool:
+    return _ISSUER.fullmatch(digits) is not None and _luhn(digits)
+
+
+def _luhn(digits: str) -> bool:
+    total = 0
+    for position, digit in enumerate(reversed(digits)):
+        number = int(digit)
+        total += number if position % 2 == 0 else number * 2 - 9 * (number > 4)
+    return total % 10 == 0
