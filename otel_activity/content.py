@@ -31,20 +31,19 @@ _DIGITS: Final = 13
 """Length of the shortest card number."""
 _SMALLEST_CARD: Final = 10 ** (_DIGITS - 1)
 _LONG_NUMBER: Final = b"0" * _DIGITS
-_WORD: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+/"
+_WORD: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+/."
 _RUNS: Final = bytes(97 if byte in _WORD else 32 for byte in range(256))
 _NUMBERS: Final = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
 
 _HINT: Final = re.compile(
-    rb"eyJ|gh[opsur]_|github_pat_|gl[a-z]{2,5}-|[rs]k_(?:live|test)_|whsec_|xox[a-z]-|xapp-|A[KS]IA[A-Z0-9]|AIza"
-    rb"|npm_|pypi-|sk-|hf_|shp(?:at|ca|pa|ss)_|dop_v1_|SECRET|KEY-----"
-    rb"|LS0tLS1CRU|0tLS0tQkVH|tLS0tLUJFR0"  # "-----BEG" in base64
+    # Each begins with a letter that is no hexadecimal digit where that can be had: ids pass quickly.
+    rb"yJ|gh[opsur]_|github_pat_|gl[a-z]{2,5}-|rk_live_|rk_test_|sk_live_|sk_test_|whsec_|xox[a-z]-|xapp-"
+    rb"|AKIA[A-Z0-9]|ASIA[A-Z0-9]|Iza|npm_|pypi-|sk-|hf_|shp(?:at|ca|pa|ss)_|p_v1_|SECRET"
+    rb"|LS0tLS1CRU|tLS0tQkVH|tLS0tLUJFR0"  # "-----BEG" in base64
 )
 """What some part of a secret contains, inside one run of `_WORD`."""
 _SCHEME: Final = re.compile(rb"(?i)(?:bearer|basic) $")
-_PEM_LINE: Final = 40
-"""Characters of a line of base64 that may belong to a key."""
-_CARD_HINT: Final = re.compile(rb"(?<![0-9])(?<![0-9]\.)[2-6](?:[ -]?[0-9]){12}")
+_CARD_HINT: Final = re.compile(rb"[2-6](?=(?:[ -]?[0-9]){12})")
 _VALUE_HINT: Final = re.compile(rb"=(?![=\"])")
 """An equals sign that is not the end of some base64."""
 
@@ -86,7 +85,8 @@ _MEMBER: Final = re.compile(
     r"|\\+[\"'].*?(?<!\\)(?:(?P=quote)|\Z)|[^\s,}\]\"'{\[\\]+)",
     re.DOTALL,
 )
-_NUMBER: Final = re.compile(r"(?<![A-Za-z0-9])(?<!\d\.)\d+(?:[ -]\d+)*(?![A-Za-z0-9]|\.\d)")
+_NUMBER: Final = re.compile(r"(?<![A-Za-z0-9])(?<!\d\.)\d{3,}(?:[ -]\d{3,})*(?![A-Za-z0-9]|\.\d)")
+_ESCAPED: Final = re.compile(r"\\u[0-9a-f]{4}")
 _GROUP: Final = re.compile(r"\d+")
 _ISSUER: Final = re.compile(
     r"(?:4(?:\d{12}|\d{15}|\d{18})"  # Visa
@@ -122,12 +122,12 @@ class Content:
     def is_suspicious(self, raw: bytes) -> bool:
         """Whether some JSON needs a closer look. False means that no rule applies."""
         return bool(self._on) and (
-            (_LONG_RUN in (runs := raw.translate(_RUNS)) and _hinted(raw, runs))
+            (_LONG_RUN in (runs := raw.translate(_RUNS)) and _may_be_token(raw, runs))
             or (b"=" in raw and _VALUE_HINT.search(raw) is not None)
             or (b"/" in raw and b"://" in raw and b"@" in raw)
             or (b"\\" in raw and b'\\"' in raw)  # a text with quotes may hold JSON
             or (b"'" in raw and b"':" in raw)
-            or (_LONG_NUMBER in raw.translate(_NUMBERS, b" -") and _CARD_HINT.search(raw) is not None)
+            or (_LONG_NUMBER in raw.translate(_NUMBERS, b" -") and _may_be_card(raw))
         )
 
     def clean_json(self, raw: bytes) -> bytes:
@@ -140,6 +140,18 @@ class Content:
         except Exception:  # noqa: BLE001 - what cannot be looked into must not leave unseen
             cleaned = _hidden(value, 2)
         return raw if cleaned is value else msgspec.json.encode(cleaned)
+
+    def clean_attributes(self, attributes: dict[str, Any]) -> dict[str, Any]:
+        """Attributes without secrets; the same object when there are none. What was a text stays one."""
+        if not self.is_suspicious(msgspec.json.encode(attributes)):
+            return attributes
+        return {name: self._clean_attribute(value) for name, value in attributes.items()}
+
+    def _clean_attribute(self, value: Any) -> Any:
+        try:
+            return self.clean_text(value) if type(value) is str else self.clean(value)
+        except Exception:  # noqa: BLE001 - as in clean_json
+            return "[redacted]" if type(value) is str else _REDACTED
 
     def clean(self, value: Any) -> Any:
         """A plain JSON value without secrets; the same object when there are none."""
@@ -162,9 +174,7 @@ class Content:
             if tag[:1] == "$":
                 return self._clean_tagged(value, tag, payload)
         items = {self.clean_text(key): self.clean(item) for key, item in value.items()}
-        same = len(items) == len(value) and all(
-            mine is his for mine, his in zip(items, value, strict=True)
-        )
+        same = len(items) == len(value) and all(mine is his for mine, his in zip(items, value, strict=True))
         return value if same and not _differ(items.values(), value.values()) else items
 
     def _clean_tagged(self, value: dict[str, Any], tag: str, payload: Any) -> dict[str, Any]:
@@ -176,10 +186,13 @@ class Content:
         if tag == "$truncated":
             head = self._head(payload)
             return value if head is payload["head"] else {tag: {**payload, "head": head, "sha256": None}}
+        if tag == "$str":
+            plain = _ESCAPED.sub(" ", payload)
+            return value if self.clean_text(plain) is plain else _REDACTED
         cleaned = self.clean(payload)
         if cleaned is payload:
             return value
-        return {tag: cleaned} if type(payload) is not str or tag == "$str" else _REDACTED
+        return _REDACTED if type(payload) is str else {tag: cleaned}
 
     def _head(self, payload: dict[str, Any]) -> str:
         head: str = payload["head"]
@@ -191,6 +204,11 @@ class Content:
         """Whether bytes hold a private key. Nothing else is looked for in them."""
         return ContentRule.KEY in self._on and b"PRIVATE KEY-----" in binascii.a2b_base64(encoded)
 
+    def clean_key(self, text: str) -> str:
+        """As `clean_text`, for a text that is seldom a secret."""
+        raw = f'"{text}"'.encode("utf-8", "surrogatepass")
+        return self.clean_text(text) if self.is_suspicious(raw) else text
+
     def clean_text(self, text: str) -> str:
         """A text without secrets; the same object when there are none."""
         found = text
@@ -199,9 +217,10 @@ class Content:
             found = _PEM.sub(_mark(ContentRule.KEY), found)
         if ContentRule.JWT in on and "eyJ" in found:
             found = _JWT.sub(_jwt, found)
-        if ContentRule.TOKEN in on:
+        long = len(found) >= _RUN
+        if long and ContentRule.TOKEN in on:
             found = _TOKEN.sub(_mark(ContentRule.TOKEN), found)
-        if ContentRule.AUTHORIZATION in on and " " in found:
+        if long and ContentRule.AUTHORIZATION in on and " " in found:
             found = _AUTHORIZATION.sub(_authorization, found)
         if ContentRule.URL in on:
             if "://" in found and "@" in found:
@@ -213,7 +232,7 @@ class Content:
                 found = _ASSIGNMENT.sub(self._replace, found)
             if '"' in found or "'" in found:
                 found = _MEMBER.sub(self._replace, found)
-        if ContentRule.CARD in on:
+        if self._card and len(found) >= _DIGITS:
             found = _NUMBER.sub(_cards, found)
         return text if found == text else found
 
@@ -242,8 +261,10 @@ _UNREADABLE: Final = frozenset(
 _MARKS: Final = ("[redacted", "hmac-sha256:")
 
 
-def _hinted(raw: bytes, runs: bytes) -> bool:
+def _may_be_token(raw: bytes, runs: bytes) -> bool:
     """Whether a long run of word characters looks like part of a secret."""
+    if b"PRIVATE KEY-----" in raw:
+        return True
     start = runs.find(_LONG_RUN)
     while start >= 0:
         end = runs.find(b" ", start)
@@ -251,10 +272,28 @@ def _hinted(raw: bytes, runs: bytes) -> bool:
             end = len(raw)
         if _HINT.search(raw, start, end) is not None or _SCHEME.search(raw, max(start - 7, 0), start):
             return True
-        if end - start >= _PEM_LINE and b"PRIVATE KEY" in raw:
-            return True
         start = runs.find(_LONG_RUN, end)
     return False
+
+
+def _may_be_card(raw: bytes) -> bool:
+    """Whether a long number begins as one of a card does, and is not the fraction of a float."""
+    plain = raw.translate(_NUMBERS)
+    start = plain.find(_LONG_NUMBER)
+    while start >= 0:
+        if raw[start] in b"23456" and _begins(raw, start):
+            return True
+        start += _DIGITS
+        while plain[start] == 48:  # JSON ends with a bracket
+            start += 1
+        start = plain.find(_LONG_NUMBER, start)
+    grouped = b"000 000" in plain or b"000-000" in plain
+    return grouped and any(_begins(raw, found.start()) for found in _CARD_HINT.finditer(raw))
+
+
+def _begins(raw: bytes, start: int) -> bool:
+    before = raw[start - 1]
+    return not (raw[start - 1 : start].isalnum() or (before == 46 and raw[start - 2 : start - 1].isdigit()))
 
 
 def _hidden(value: Any, depth: int) -> Any:

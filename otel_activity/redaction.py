@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 from uuid import UUID
 
-import msgspec
-
 from otel_activity.codec import encode, text_of
 from otel_activity.content import Content
 from otel_activity.events import Hashed, Redacted
@@ -226,21 +224,22 @@ class Redactor:
         return self._content.clean_json(encoded)
 
     def scrub_attributes(self, attributes: dict[str, Any]) -> dict[str, Any]:
-        """Attributes of an event, plain JSON values, without what looks like a secret.
+        """Attributes of an event, plain JSON values, without what looks like a secret."""
+        return self._content.clean_attributes(attributes)
 
-        Remembers the last answer: all changes of one request share one dict, which nobody changes.
+    def scrub_shared(self, attributes: dict[str, Any]) -> dict[str, Any]:
+        """As `scrub_attributes`, and remembers the last answer: all changes of one request share one dict,
+        which nobody changes.
         """
         known, scrubbed = self._scrubbed
         if known is not attributes:
-            raw = msgspec.json.encode(attributes)
-            clean = self._content.clean_json(raw)
-            scrubbed = attributes if clean is raw else msgspec.json.decode(clean)
+            scrubbed = self._content.clean_attributes(attributes)
             self._scrubbed = (attributes, scrubbed)
         return scrubbed  # type: ignore[no-any-return]  # what was put in
 
     def scrub_key(self, part: str) -> str:
         """Part of a primary key; hashed or masked as a whole when it holds what looks like a secret."""
-        found = self._content.clean_text(part)
+        found = self._content.clean_key(part)
         return part if found is part else self.hide_in_text(part, RedactionMode.HASH)
 
     def clean(self, value: Any) -> Any:

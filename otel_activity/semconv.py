@@ -110,7 +110,7 @@ class ContentRule(enum.StrEnum):
     """Private keys in PEM."""
     JWT = "jwt"
     """JSON Web Tokens."""
-    TOKEN = "token"
+    TOKEN = "token"  # noqa: S105 - the name of the rule
     """Tokens with the prefix of a well-known issuer."""
     AUTHORIZATION = "authorization"
     """``Bearer`` and ``Basic`` with what follows."""

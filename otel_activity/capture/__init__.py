@@ -49,7 +49,7 @@ class SQLAlchemyCapture:
             MapperHooks(self._bracket, planner, fetch_before=fetch_before),
             InternalHooks(self._bracket, planner, fetch_before=fetch_before),
         )
-        self.actions = ActionRecorder(self._bracket, redactor, value_length_limit)
+        self.actions = ActionRecorder(self._bracket, planner, redactor, value_length_limit)
         self.installed = False
 
     @property

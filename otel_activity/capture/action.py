@@ -16,7 +16,6 @@ from sqlalchemy.engine import Connection
 from otel_activity import semconv
 from otel_activity.actors import UNKNOWN_ACTOR
 from otel_activity.capture.guard import internal_error
-from otel_activity.capture.plan import entity_id
 from otel_activity.codec import encode
 from otel_activity.context import current_context
 from otel_activity.events import Commit, Event, Severity
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from otel_activity.capture.bracket import Bracket
+    from otel_activity.capture.plan import Planner
+    from otel_activity.capture.rules import Redacts
     from otel_activity.context import RequestContext
     from otel_activity.events import Performed, Unit
     from otel_activity.redaction import Redactor
@@ -52,15 +53,22 @@ _ACTOR_ATTRIBUTES: Final = (
 class Action:
     """One action, encoded when it was logged: an `events.Entry` that survives a rollback as failed."""
 
-    __slots__ = ("actor", "attributes", "context", "joined", "name", "otel", "said", "time")
+    __slots__ = ("actor", "attributes", "context", "joined", "name", "otel", "redactor", "said", "time")
     survives = True
 
     def __init__(
-        self, name: str, said: dict[str, Any], actor: Mapping[str, Any] | None, *, joined: bool
+        self,
+        name: str,
+        said: dict[str, Any],
+        actor: Mapping[str, Any] | None,
+        redactor: Redacts,
+        *,
+        joined: bool,
     ) -> None:
         self.name = name
         self.said = said
         self.actor = actor
+        self.redactor = redactor
         self.joined = joined
         self.time = time.time_ns()
         self.context: RequestContext | None = current_context()
@@ -79,6 +87,7 @@ class Action:
         if self.actor is not None:
             _name_actor(attributes, self.actor)
         attributes.update(self.said)
+        attributes = self.redactor.scrub_attributes(attributes)
         if self.joined:
             attributes[semconv.TRANSACTION_ID] = unit.transaction_id
             attributes[semconv.COMMIT] = commit.value
@@ -118,12 +127,14 @@ class ActionRecorder:
 
     Args:
         bracket: knows the open transactions.
+        planner: knows which primary keys are secret.
         redactor: removes secrets from attributes and details.
         limit: longest value kept whole.
     """
 
-    def __init__(self, bracket: Bracket, redactor: Redactor, limit: int) -> None:
+    def __init__(self, bracket: Bracket, planner: Planner, redactor: Redactor, limit: int) -> None:
         self._bracket = bracket
+        self._planner = planner
         self._redactor = redactor
         self._limit = limit
 
@@ -141,7 +152,9 @@ class ActionRecorder:
             connection = None if session is None else self._find(session, entered)
             transaction = None if connection is None else self._bracket.transaction(connection)
             joined = transaction is not None and not transaction.autocommit
-            action = Action(performed.name, self._said(performed), _actor(performed), joined=joined)
+            action = Action(
+                performed.name, self._said(performed), _actor(performed), self._redactor, joined=joined
+            )
             if transaction is not None and joined:
                 self._bracket.join(transaction, action)
             else:
@@ -187,7 +200,8 @@ class ActionRecorder:
             said[semconv.ENTITY_TYPE] = _text(performed.entity_type, _NAME_LENGTH)
         if performed.entity_id is not None:
             key = performed.entity_id
-            said[semconv.ENTITY_ID] = entity_id(tuple(key) if isinstance(key, (tuple, list)) else (key,))
+            identity = tuple(key) if isinstance(key, (tuple, list)) else (key,)
+            said[semconv.ENTITY_ID] = self._planner.entity_id(performed.entity_type, identity)
         if performed.details is not None:
             said[semconv.DETAILS] = encode(self._redactor.clean(performed.details), self._limit)
         if performed.duration is not None:

@@ -14,7 +14,7 @@ from otel_activity.actors import UNKNOWN_ACTOR
 from otel_activity.capture.plan import MISSING, Copied, Encoded
 from otel_activity.codec import ATOMIC
 from otel_activity.context import current_context
-from otel_activity.events import Commit, Event, packed
+from otel_activity.events import Commit, Event
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,9 +86,11 @@ class Change:
         plan = self.plan
         attributes = plan.attributes_of(self.kind, unit, commit)
         attributes[semconv.ENTITY_ID] = plan.entity_id(self.identity)
-        attributes[semconv.CHANGES] = packed(self._changes())
+        attributes[semconv.CHANGES] = plan.packed(self._changes())
         attributes[semconv.CAPTURE] = "partial" if self.partial else "full"
-        attributes.update(UNKNOWN_ACTOR if self.attributes is None else self.attributes)
+        attributes.update(
+            UNKNOWN_ACTOR if self.attributes is None else plan.redactor.scrub_shared(self.attributes)
+        )
         event = Event(
             id=str(uuid_utils.uuid7()),
             name=self.kind[0],

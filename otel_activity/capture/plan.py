@@ -11,7 +11,7 @@ from sqlalchemy import ClauseElement, Column, LargeBinary, Table, TypeDecorator
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 from otel_activity import semconv
-from otel_activity.capture.rules import RulesMaker
+from otel_activity.capture.rules import RulesMaker, mappers_named
 from otel_activity.codec import ATOMIC, encode, encode_all, text_of
 from otel_activity.events import Redacted
 from otel_activity.semconv import RedactionMode
@@ -50,6 +50,7 @@ EXPRESSION: Final = _Missing()
 """As `MISSING`, for the old value of a column that a statement certainly wrote: with an SQL expression."""
 _REDACTED: Final = Redacted()
 _COPY_DEPTH: Final = 8
+_SHORTEST_SECRET: Final = 12
 
 
 def is_expression(value: Any) -> bool:
@@ -208,16 +209,26 @@ class TablePlan:
         if any(modes):
             self._hidden = tuple(RedactionMode.HASH if mode is RedactionMode.MASK else mode for mode in modes)
 
+    @property
+    def has_secret_key(self) -> bool:
+        """Whether a part of the primary key is secret."""
+        return self._hidden is not None
+
     def entity_id(self, identity: tuple[Any, ...]) -> str:
         """The primary key as text: the value itself, or a JSON array for a composite key."""
-        if self._hidden is None:
-            return entity_id(identity)
-        return entity_id(
-            tuple(
+        hidden = self._hidden
+        if hidden is not None and len(hidden) == len(identity):  # an action may name a key of another length
+            identity = tuple(
                 part if mode is None or part is None else self.redactor.hide_in_text(part, mode)
-                for part, mode in zip(identity, self._hidden, strict=True)
+                for part, mode in zip(identity, hidden, strict=True)
             )
-        )
+        elif hidden is not None:
+            identity = tuple(self.redactor.hide_in_text(part, RedactionMode.HASH) for part in identity)
+        return scrubbed_id(identity, self.redactor)
+
+    def packed(self, changes: dict[str, Any]) -> msgspec.Raw:
+        """`activity.changes` as its own JSON, without what looks like a secret whatever its name."""
+        return msgspec.Raw(self.redactor.scrub(msgspec.json.encode(changes)))
 
     def plain(self, value: Any) -> Any:
         """What the event says of a captured value: plain JSON."""
@@ -302,6 +313,16 @@ def entity_id(identity: tuple[Any, ...]) -> str:
     return msgspec.json.encode([_key_part(part) for part in identity]).decode()
 
 
+def scrubbed_id(identity: tuple[Any, ...], redactor: Redacts) -> str:
+    """As `entity_id`, without what looks like a secret."""
+    for part in identity:
+        if type(part) is str and len(part) >= _SHORTEST_SECRET:
+            return entity_id(
+                tuple(redactor.scrub_key(part) if type(part) is str else part for part in identity)
+            )
+    return entity_id(identity)
+
+
 def _key_part(value: Any) -> Any:
     return value if type(value) in (int, bool) or value is None else text_of(value)
 
@@ -335,6 +356,14 @@ class Planner:
                 plan = Plan(mapper, self._rules.of_mapper(mapper), self._redactor, self._limit)
             self.plans[mapper] = plan
             return plan
+
+    def entity_id(self, entity_type: str | None, identity: tuple[Any, ...]) -> str:
+        """A primary key as text, as the plan of the class of that name would show it."""
+        for mapper in () if entity_type is None else mappers_named(entity_type):
+            plan = self.plan(mapper)
+            if plan is not None and plan.has_secret_key:
+                return plan.entity_id(identity)
+        return scrubbed_id(identity, self._redactor)
 
     def secondary(self, table: Table, mapper: Mapper[Any]) -> SecondaryPlan | None:
         """The plan of a relationship's secondary table; `mapper` is at one of its ends."""

@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy import Column, Table
+from sqlalchemy.orm import mapperlib
 
 from otel_activity.declare import Declaration, declarations
 from otel_activity.semconv import RedactionMode
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Mapper
 
-__all__ = ["Redacts", "Rules", "RulesMaker"]
+__all__ = ["Redacts", "Rules", "RulesMaker", "mappers_named"]
 
 _logger: Final = logging.getLogger("otel_activity")
 _STRICTEST_FIRST: Final = (RedactionMode.DROP, RedactionMode.MASK, RedactionMode.HASH)
@@ -30,13 +31,19 @@ _COLUMN_KEYS: Final = ("redact", "exclude")
 class Redacts(Protocol):
     """What capture needs of `otel_activity.redaction.Redactor`."""
 
-    default_mode: RedactionMode
-    hashes: bool
+    @property
+    def default_mode(self) -> RedactionMode: ...
+    @property
+    def hashes(self) -> bool: ...
 
     def mode_of(self, name: str) -> RedactionMode | None: ...
     def hide(self, value: Any, mode: RedactionMode) -> Any: ...
     def hide_in_text(self, value: Any, mode: RedactionMode) -> str: ...
     def clean(self, value: Any) -> Any: ...
+    def scrub(self, encoded: bytes) -> bytes: ...
+    def scrub_attributes(self, attributes: dict[str, Any]) -> dict[str, Any]: ...
+    def scrub_shared(self, attributes: dict[str, Any]) -> dict[str, Any]: ...
+    def scrub_key(self, part: str) -> str: ...
 
 
 class Rules:
@@ -208,6 +215,16 @@ class RulesMaker:
         if problem not in self._reported:
             self._reported.add(problem)
             _logger.error("otel_activity: %s", problem)
+
+
+def mappers_named(name: str) -> list[Mapper[Any]]:
+    """The mapped classes of a name. There is no public way to ask; without the private one there are none."""
+    return [
+        mapper
+        for registry in getattr(mapperlib, "_all_registries", set)()
+        for mapper in registry.mappers
+        if mapper.class_.__name__ == name
+    ]
 
 
 def _names(table: Table) -> frozenset[str]:

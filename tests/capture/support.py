@@ -67,6 +67,17 @@ class Open:
     def clean(self, value: Any) -> Any:
         return value
 
+    def scrub(self, encoded: bytes) -> bytes:
+        return encoded
+
+    def scrub_attributes(self, attributes: dict[str, Any]) -> dict[str, Any]:
+        return attributes
+
+    scrub_shared = scrub_attributes
+
+    def scrub_key(self, part: str) -> str:
+        return part
+
 
 class Call(NamedTuple):
     """One call of the delivery port."""
