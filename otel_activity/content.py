@@ -116,12 +116,19 @@ class Content:
     def __init__(self, named: Callable[[str, str], str | None], off: Iterable[str] = ()) -> None:
         off = frozenset(off)
         self._named = named
-        self._on = frozenset(rule for rule in ContentRule if rule not in off)
-        self._card = ContentRule.CARD in self._on
+        self._any = not off.issuperset(ContentRule)
+        # One by one: hashing a member of an enum at every text would cost more than the rules.
+        self._key = ContentRule.KEY not in off
+        self._jwt = ContentRule.JWT not in off
+        self._token = ContentRule.TOKEN not in off
+        self._authorization = ContentRule.AUTHORIZATION not in off
+        self._url = ContentRule.URL not in off
+        self._assignment = ContentRule.ASSIGNMENT not in off
+        self._card = ContentRule.CARD not in off
 
     def is_suspicious(self, raw: bytes) -> bool:
         """Whether some JSON needs a closer look. False means that no rule applies."""
-        return bool(self._on) and (
+        return self._any and (
             (_LONG_RUN in (runs := raw.translate(_RUNS)) and _may_be_token(raw, runs))
             or (b"=" in raw and _VALUE_HINT.search(raw) is not None)
             or (b"/" in raw and b"://" in raw and b"@" in raw)
@@ -202,7 +209,7 @@ class Content:
 
     def _has_key(self, encoded: str) -> bool:
         """Whether bytes hold a private key. Nothing else is looked for in them."""
-        return ContentRule.KEY in self._on and b"PRIVATE KEY-----" in binascii.a2b_base64(encoded)
+        return self._key and b"PRIVATE KEY-----" in binascii.a2b_base64(encoded)
 
     def clean_key(self, text: str) -> str:
         """As `clean_text`, for a text that is seldom a secret."""
@@ -212,22 +219,21 @@ class Content:
     def clean_text(self, text: str) -> str:
         """A text without secrets; the same object when there are none."""
         found = text
-        on = self._on
-        if ContentRule.KEY in on and "PRIVATE KEY" in found:
+        if self._key and "PRIVATE KEY" in found:
             found = _PEM.sub(_mark(ContentRule.KEY), found)
-        if ContentRule.JWT in on and "eyJ" in found:
+        if self._jwt and "eyJ" in found:
             found = _JWT.sub(_jwt, found)
         long = len(found) >= _RUN
-        if long and ContentRule.TOKEN in on:
+        if long and self._token:
             found = _TOKEN.sub(_mark(ContentRule.TOKEN), found)
-        if long and ContentRule.AUTHORIZATION in on and " " in found:
+        if long and self._authorization and " " in found:
             found = _AUTHORIZATION.sub(_authorization, found)
-        if ContentRule.URL in on:
+        if self._url:
             if "://" in found and "@" in found:
                 found = _USERINFO.sub(rf"\g<before>{_mark(ContentRule.URL)}", found)
             if "=" in found:
                 found = _PARAMETER.sub(self._replace_parameter, found)
-        if ContentRule.ASSIGNMENT in on:
+        if self._assignment:
             if "=" in found:
                 found = _ASSIGNMENT.sub(self._replace, found)
             if '"' in found or "'" in found:
