@@ -55,8 +55,8 @@ class DjangoLogins(Hooks):
     """
 
     def __init__(self, log: SecurityLog) -> None:
-        def logged_in(sender: Any, user: Any = None, **said: Any) -> None:
-            log.login(_unwrapped(user), _described)
+        def logged_in(sender: Any, user: Any = None, request: Any = None, **said: Any) -> None:
+            log.login(_unwrapped(user), _described, _cached(getattr(request, "__dict__", {})))
 
         def logged_out(sender: Any, user: Any = None, **said: Any) -> None:
             log.logout(_unwrapped(user), _described)
@@ -227,17 +227,23 @@ def _evaluated(request: Any, name: str) -> Any:
     known = request.__dict__
     user = _unwrapped(known.get(name))
     if user is None and name == "user":
-        return known.get("_cached_user", known.get("_acached_user"))
+        return _cached(known)
     return user
 
 
+def _cached(known: Mapping[str, Any]) -> Any:
+    """Whom the session named when the application asked: a login or an impersonation leaves it as it was."""
+    return known.get("_cached_user", known.get("_acached_user"))
+
+
 def _unwrapped(user: Any) -> Any:
-    """The object in a lazy one; None when it is not there yet."""
+    """The object in a lazy one, or in a lazy one in a lazy one; None when it is not there yet."""
     functional = sys.modules.get("django.utils.functional")
-    if functional is None or not isinstance(user, functional.LazyObject):
-        return user
-    wrapped = object.__getattribute__(user, "_wrapped")
-    return None if wrapped is functional.empty else wrapped
+    while functional is not None and isinstance(user, functional.LazyObject):
+        user = object.__getattribute__(user, "_wrapped")
+        if user is functional.empty:
+            return None
+    return user
 
 
 def _described(user: Any) -> Any:

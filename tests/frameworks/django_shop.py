@@ -54,6 +54,7 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.test.utils import CaptureQueriesContext
 from django.urls import include, path, re_path
 from django.utils.deprecation import MiddlewareMixin
+from django.utils.functional import SimpleLazyObject
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from rest_framework.authentication import BaseAuthentication
@@ -94,7 +95,9 @@ def impersonation(get_response: Any) -> Any:
     def middleware(request: Any) -> Any:
         name = request.headers.get("Impersonate")
         if name and request.user.is_authenticated:
-            request.impersonator = request.user
+            inner = request.user
+            request.user = SimpleLazyObject(lambda: inner)
+            request.impersonator = request.user if request.user.is_authenticated else None
             request.user = User.objects.get(username=name)
         return get_response(request)
 
@@ -158,10 +161,12 @@ def remote(request: Any) -> HttpResponse:
 
 
 def hijacked(request: Any) -> HttpResponse:
-    """What django-hijack leaves in the session."""
-    request.session["hijack_history"] = ["1", "7"]
-    request.user = User.objects.get(username="bob")
+    """What django-hijack does: a login, and a note in the session."""
+    ada, bob = request.user.pk, User.objects.get(username="bob")
+    auth.login(request, bob, "django.contrib.auth.backends.ModelBackend")
+    request.session["hijack_history"] = [str(ada), "7"]
     commit()
+    auth.logout(request)
     return HttpResponse("done")
 
 

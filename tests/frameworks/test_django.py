@@ -201,10 +201,20 @@ def test_impersonation(recorder: Recorder) -> None:
 
 
 def test_hijacked_sessions(recorder: Recorder) -> None:
-    """The first of the users that django-hijack has in the session is the person."""
-    post("/hijacked/")
-    found = said(recorder)
-    assert (found[semconv.USER_ID], found[semconv.ACTOR_ON_BEHALF_OF]) == ("1", "2")
+    """Rows and the logout are the person's. The login itself cannot be told from one with a password."""
+    headers = cookie("ada")
+    recorder.clear()
+    post("/hijacked/", **headers)
+    login, row, logout = recorder.events
+    assert login.attributes[semconv.ACTOR_TYPE] == "unknown"
+    assert login.attributes[semconv.ACTOR_CANDIDATES] == [
+        {"source": "login", "id": "2"},
+        {"source": "session", "id": "1"},
+    ]
+    assert (login.attributes[semconv.ENTITY_ID], logout.attributes[semconv.ENTITY_ID]) == ("2", "2")
+    for event in (row, logout):
+        assert event.attributes[semconv.USER_ID] == "1"
+        assert event.attributes[semconv.ACTOR_ON_BEHALF_OF] == "2"
 
 
 def test_the_test_clients(recorder: Recorder) -> None:
