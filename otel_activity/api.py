@@ -16,7 +16,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 
 from otel_activity import actions
-from otel_activity.capture import SQLAlchemyCapture, check
+from otel_activity.capture import ProofReader, SQLAlchemyCapture, check
 from otel_activity.delivery import (
     DurableDelivery,
     Overflow,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter
 
     from otel_activity.postgres.exporter import PostgresEventExporter
+    from otel_activity.postgres.resolver import TransactionResolver
 
 __all__ = ["flush_queue", "get_queue_metrics", "instrument", "is_active", "shutdown", "uninstrument"]
 
@@ -64,7 +65,8 @@ class _Runtime:
         else:
             self.pipeline = _own_pipeline(settings, environ)
         try:
-            self.delivery = _delivery(settings, self.pipeline, environ)
+            resolver = _resolver(settings)
+            self.delivery = _delivery(settings, self.pipeline, environ, resolver)
         except BaseException:
             self.pipeline.shutdown(time.monotonic())
             raise
@@ -78,6 +80,7 @@ class _Runtime:
             exclude=settings.exclude,
             fetch_before=settings.fetch_before,
             value_length_limit=settings.value_length_limit,
+            proofs=_proofs(self.delivery, resolver),
         )
         self.web = WebHooks(settings, self.flush, self.capture.actions)
         self.signals = _TermHandler(self.flush, self.abandon)
@@ -311,7 +314,10 @@ def _own_pipeline(settings: Settings, environ: Mapping[str, str]) -> Pipeline:
 
 
 def _delivery(
-    settings: Settings, pipeline: Pipeline | GlobalPipeline, environ: Mapping[str, str]
+    settings: Settings,
+    pipeline: Pipeline | GlobalPipeline,
+    environ: Mapping[str, str],
+    resolver: TransactionResolver | None,
 ) -> QueuedDelivery | DurableDelivery:
     overflow = Overflow(settings.overflow, settings.overflow_timeout)
     if settings.delivery == "durable" and isinstance(pipeline, Pipeline):
@@ -326,6 +332,7 @@ def _delivery(
                 max_bytes=settings.journal_max_bytes,
                 overflow=overflow,
                 about=pipeline.own_resource,
+                resolver=resolver,
             )
         except ConfigurationError as error:
             if settings.journal_fallback == "stop":
@@ -338,6 +345,26 @@ def _delivery(
         overflow=overflow,
         started=_end_first if settings.logger_provider == "global" else None,
     )
+
+
+def _resolver(settings: Settings) -> TransactionResolver | None:
+    """Whoever can be asked what became of transactions; None when proofs are off, or psycopg has no libpq."""
+    if settings.commit_proof == "off" or settings.delivery != "durable":
+        return None
+    try:
+        from otel_activity.postgres.resolver import TransactionResolver
+    except ImportError:
+        return None
+    # The store may well be in the application's own cluster; if it is not, it says so when it is asked.
+    return TransactionResolver(dsn for dsn in (settings.proof_dsn, settings.postgres_dsn) if dsn)
+
+
+def _proofs(
+    delivery: QueuedDelivery | DurableDelivery, resolver: TransactionResolver | None
+) -> ProofReader | None:
+    if resolver is None or not isinstance(delivery, DurableDelivery):
+        return None  # what dies with the process need not be proven afterwards
+    return ProofReader(resolver.know)
 
 
 def _postgres(settings: Settings) -> PostgresEventExporter:

@@ -211,6 +211,10 @@ class Proof(msgspec.Struct, frozen=True, array_like=True):
     database: str
     xid: int
 
+    def __str__(self) -> str:
+        """As events say it: system identifier, timeline and id."""
+        return f"{self.system}/{self.timeline}/{self.xid}"
+
 
 class Verdict(enum.Enum):
     """What a database says about a transaction that it is asked about by its `Proof`."""

@@ -79,6 +79,7 @@ DETAILS: Final = "activity.details"
 
 # transaction
 TRANSACTION_ID: Final = "activity.transaction.id"
+DATABASE_TRANSACTION: Final = "activity.database.transaction"
 COMMIT: Final = "activity.commit"
 ROLLED_BACK: Final = "rolled back"
 """``error.type`` of an action whose transaction or savepoint was rolled back."""

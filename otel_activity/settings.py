@@ -38,6 +38,7 @@ DELIVERIES: Final = ("best_effort", "durable")
 FSYNC_POLICIES: Final = ("always", "interval", "never")
 FALLBACKS: Final = ("stop", "best_effort")
 OVERFLOW_POLICIES: Final = ("drop", "block", "fail")
+COMMIT_PROOFS: Final = ("auto", "off")
 ACTOR_SOURCES: Final = ("framework", "claims", "span", "baggage")
 PROXY_HEADERS: Final = ("x-forwarded-for", "forwarded")
 
@@ -317,6 +318,20 @@ FIELDS: Final[tuple[Field, ...]] = (
         "Directory of the journals, on a local disk. Unset: by the platform's conventions.",
     ),
     Field(
+        "commit_proof",
+        "OTEL_ACTIVITY_COMMIT_PROOF",
+        _choice(*COMMIT_PROOFS),
+        "auto: read each transaction's id with its first write, so that a crash during COMMIT can be decided "
+        "later (PostgreSQL, durable delivery). off: such units are unknown.",
+    ),
+    Field(
+        "proof_dsn",
+        "OTEL_ACTIVITY_PROOF_DSN",
+        _dsn,
+        "Whom to ask what became of a transaction: the primary of the application's database. Unset: where "
+        "the application's own engines are connected to.",
+    ),
+    Field(
         "journal_fallback",
         "OTEL_ACTIVITY_JOURNAL_FALLBACK",
         _choice(*FALLBACKS),
@@ -491,6 +506,8 @@ class Settings:
     delivery: str = "durable"
     journal_dir: str | None = None
     journal_fallback: str = "stop"
+    commit_proof: str = "auto"
+    proof_dsn: str | None = field(default=None, repr=False)
     journal_max_bytes: int = 1 << 30
     fsync: str = "interval"
     overflow: str = "drop"
@@ -565,6 +582,8 @@ class Settings:
         shown = {spec.name: getattr(self, spec.name) for spec in FIELDS}
         if self.postgres_dsn:
             shown["postgres_dsn"] = mask_dsn(self.postgres_dsn)
+        if self.proof_dsn:
+            shown["proof_dsn"] = mask_dsn(self.proof_dsn)
         if self.otlp_endpoint:
             shown["otlp_endpoint"] = mask_dsn(self.otlp_endpoint)
         if self.redact_key:

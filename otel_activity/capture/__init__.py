@@ -11,11 +11,12 @@ from otel_activity.capture.internals import InternalHooks, problems
 from otel_activity.capture.mapper import MapperHooks
 from otel_activity.capture.plan import Planner
 from otel_activity.capture.pools import Pools, PoolUsage
+from otel_activity.capture.proof import ProofReader
 
 if TYPE_CHECKING:
     from otel_activity.ports import Delivery
 
-__all__ = ["PoolUsage", "SQLAlchemyCapture", "check"]
+__all__ = ["PoolUsage", "ProofReader", "SQLAlchemyCapture", "check"]
 
 check = problems
 
@@ -30,6 +31,7 @@ class SQLAlchemyCapture:
         exclude: patterns of table names to leave out.
         fetch_before: read unknown before-values from the database.
         value_length_limit: longest value kept whole.
+        proofs: reads the databases' own ids of transactions; None for no proofs.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class SQLAlchemyCapture:
         exclude: tuple[str, ...] = (),
         fetch_before: bool = False,
         value_length_limit: int = 65_536,
+        proofs: ProofReader | None = None,
     ) -> None:
         planner = Planner(redactor=redactor, include=include, exclude=exclude, limit=value_length_limit)
-        self._bracket = Bracket(delivery)
-        self._parts = (
+        self._bracket = Bracket(delivery, proofs)
+        self._parts: tuple[Any, ...] = (
+            *(() if proofs is None else (proofs,)),
             DialectHooks(self._bracket),
             MapperHooks(self._bracket, planner, fetch_before=fetch_before),
             InternalHooks(self._bracket, planner, fetch_before=fetch_before),

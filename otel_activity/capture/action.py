@@ -91,6 +91,8 @@ class Action:
         if self.joined:
             attributes[semconv.TRANSACTION_ID] = unit.transaction_id
             attributes[semconv.COMMIT] = commit.value
+            if unit.proof is not None:
+                attributes[semconv.DATABASE_TRANSACTION] = str(unit.proof)
             attributes[semconv.DB_SYSTEM_NAME] = unit.system
             attributes[semconv.DB_NAMESPACE] = unit.database
             if unit.error is not None:

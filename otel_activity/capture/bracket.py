@@ -22,6 +22,7 @@ from otel_activity.events import Commit, Unit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from otel_activity.capture.proof import ProofReader
     from otel_activity.events import Entry
     from otel_activity.ports import Delivery
 
@@ -36,10 +37,12 @@ class Bracket:
 
     Args:
         delivery: where units go.
+        proofs: reads the databases' own ids of transactions; None for no proofs.
     """
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Delivery, proofs: ProofReader | None = None) -> None:
         self.delivery = delivery
+        self.proofs = proofs
         self.pools: Final = Pools()
         self.open: Final[dict[int, Transaction]] = {}
         """Transactions that have captured something, by ``id()`` of the DBAPI connection. For hooks that run
@@ -84,6 +87,8 @@ class Bracket:
             engine = connection.engine
             self.pools.see(engine)
             transaction = Transaction(key, anchor, via, dialect, engine.url.database or "")
+            if self.proofs is not None:
+                transaction.cluster = self.proofs.cluster_of(fairy, engine.url)
         transaction.autocommit = drivers.is_autocommit(dialect, fairy)
         if transaction.autocommit:
             self.look(transaction)
@@ -170,9 +175,11 @@ class Bracket:
         except Exception:  # noqa: BLE001 - hooks never raise into the application
             internal_error(f"delivery ({getattr(method, '__name__', method)})")
 
-    def _prepare(self, unit: Unit) -> None:
+    def _prepare(self, unit: Unit, transaction: Transaction | None = None) -> None:
         """Freeze and prepare; only a refusal that the user asked for gets out."""
         try:
+            if transaction is not None and transaction.xid is not None and self.proofs is not None:
+                unit.proof = self.proofs.proof(transaction)
             _freeze(unit)
             self.delivery.prepare(unit)
         except ActivityError:
@@ -302,7 +309,7 @@ class Bracket:
             # The server answers COMMIT with ROLLBACK and no error: nothing is committed.
             return self.abort(transaction, send)
         try:
-            self._prepare(unit)
+            self._prepare(unit, transaction)
         except ActivityError:
             self._refused(transaction, unit, undo)
             raise
@@ -404,7 +411,7 @@ class Bracket:
         if drivers.transaction_state(transaction) is drivers.State.FAILED:
             return self.abort(transaction, send)
         try:
-            self._prepare(unit)
+            self._prepare(unit, transaction)
         except ActivityError:
             self._refused(transaction, unit, None)
             raise

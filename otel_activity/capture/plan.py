@@ -184,6 +184,8 @@ class TablePlan:
         attributes = known[2].copy()
         attributes[semconv.TRANSACTION_ID] = unit.transaction_id
         attributes[semconv.COMMIT] = commit._value_
+        if unit.proof is not None:
+            attributes[semconv.DATABASE_TRANSACTION] = str(unit.proof)
         if unit.error is not None:
             attributes[semconv.ERROR_TYPE] = unit.error
         return attributes

@@ -41,6 +41,7 @@ class StatementHooks:
         bracket = self._bracket
         open_transactions = bracket.open
         many = original.__name__ == "do_executemany"
+        proofs = bracket.proofs
 
         def do_execute(
             dialect: Any, cursor: Any, statement: Any, parameters: Any, context: Any = None
@@ -57,13 +58,22 @@ class StatementHooks:
             if transaction is None:
                 return original(dialect, cursor, statement, parameters, context)
             try:
-                result = original(dialect, cursor, statement, parameters, context)
+                if proofs is not None and proofs.wanted(transaction) and _writes(context):
+                    result = self._proving(
+                        transaction,
+                        dialect,
+                        context,
+                        lambda: original(dialect, cursor, statement, parameters, context),
+                        alone=many,
+                    )
+                else:
+                    result = original(dialect, cursor, statement, parameters, context)
             except BaseException as error:
                 _failed(transaction, error)
                 if transaction.announced:
                     self._salvage(transaction, context, parameters, many)
                 raise
-            if context.isinsert or context.isupdate or context.isdelete:
+            if _writes(context):
                 self._written(transaction, context, cursor, parameters)
             return result
 
@@ -77,9 +87,23 @@ class StatementHooks:
 
         return do_execute_no_params
 
+    def _proving(
+        self, transaction: Transaction, dialect: Any, context: Any, send: Callable[[], Any], *, alone: bool
+    ) -> Any:
+        """The first write of a transaction: its id is read with it, or right after it."""
+        proofs = self._bracket.proofs
+        raw = context.root_connection.connection.dbapi_connection
+        if proofs is None:
+            return send()
+        if not alone and proofs.can_pipeline(dialect, raw):
+            return proofs.execute(transaction, raw, send)
+        result = send()
+        proofs.read(transaction, raw)
+        return result
+
     def _salvage(self, transaction: Transaction, context: Any, parameters: Any, many: bool) -> None:
         try:
-            if context.isinsert or context.isupdate or context.isdelete:
+            if _writes(context):
                 autocommit.count_failed(transaction, context, parameters, many=many)
             if transaction.autocommit:
                 self._bracket.salvage(transaction)
@@ -220,6 +244,10 @@ def transaction_undo(context: Any) -> Callable[[], Any]:
         return context.root_connection.connection.dbapi_connection.rollback()
 
     return undo
+
+
+def _writes(context: Any) -> bool:
+    return bool(context.isinsert or context.isupdate or context.isdelete)
 
 
 def _failed(transaction: Transaction, error: BaseException) -> None:

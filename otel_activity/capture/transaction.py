@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_activity.capture.autocommit import Announced
+    from otel_activity.capture.proof import Cluster
     from otel_activity.events import Entry
 
 __all__ = ["Transaction", "anchor_of"]
@@ -29,6 +30,8 @@ class Transaction:
         is_driver: whether the anchor is the driver's own connection.
         dialect: SQLAlchemy's dialect.
         database: name of the database.
+        cluster: what proves its commits; None when they cannot be proven.
+        xid: the database's own id of the transaction, once it was read.
         autocommit: what was written last was committed by itself; read again after each statement.
         unit: captured entries; None while there are none.
         inside: a guarded method of this connection is running: what it calls in turn is its own business.
@@ -49,6 +52,7 @@ class Transaction:
         "anchor",
         "announced",
         "autocommit",
+        "cluster",
         "database",
         "dialect",
         "doubt",
@@ -66,6 +70,7 @@ class Transaction:
         "updates",
         "via",
         "written",
+        "xid",
     )
 
     def __init__(self, key: int, anchor: Callable[[], Any], via: str, dialect: Any, database: str) -> None:
@@ -75,11 +80,13 @@ class Transaction:
         self.is_driver = via != "dbapi_connection"
         self.dialect = dialect
         self.database = database
+        self.cluster: Cluster | None = None
         self.autocommit = False
         self.reset()
 
     def reset(self) -> None:
         """Begin anew: the next transaction of the same connection."""
+        self.xid: int | None = None
         self.unit: Unit | None = None
         self.inside = False
         self.poisoned = False
@@ -130,6 +137,7 @@ class Transaction:
             self.held.clear()
         self.poisoned = False
         self.doubt = None
+        self.xid = None
         return unit if unit is not None and unit.entries else None
 
     def admit(self) -> bool:

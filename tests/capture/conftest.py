@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from otel_activity.capture import SQLAlchemyCapture, guard
+from otel_activity.capture import ProofReader, SQLAlchemyCapture, guard
 from tests.capture.support import ASYNC_DRIVERS, SYNC_DRIVERS, Open, Recorder, Scene, sql
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def recorder() -> Recorder:
 def capture(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> Iterator[SQLAlchemyCapture]:
     """Installed capture; afterwards nothing may be open, unfinished, broken or logged as our own error."""
     guard._last.clear()
-    capture = SQLAlchemyCapture(recorder, redactor=Open())
+    capture = SQLAlchemyCapture(recorder, redactor=Open(), proofs=ProofReader())
     capture.install()
     try:
         yield capture

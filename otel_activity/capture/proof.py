@@ -1,0 +1,167 @@
+"""Proof of commit: the database's own id of a transaction, read while the transaction writes.
+
+A process that dies between COMMIT and the mark of its journal leaves a unit whose fate nobody saw. With the
+transaction's id the database can be asked later (`pg_xact_status`). An id means something in one cluster and
+on one timeline only, so both are kept with it.
+
+What is sent: one query on each new connection, outside of any transaction, that finds out whether the
+functions may be used at all, because a refused function would abort the transaction it is called in. And one
+query with the first write of a transaction, in the same round trip where the driver can pipeline.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
+
+from otel_activity.capture.guard import internal_error
+from otel_activity.events import Proof
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import URL
+
+    from otel_activity.capture.transaction import Transaction
+
+__all__ = ["Cluster", "ProofReader"]
+
+_logger: Final = logging.getLogger("otel_activity")
+_KEY: Final = "otel_activity.cluster"
+_DRIVERS: Final = ("psycopg.", "psycopg2.", "sqlalchemy.dialects.postgresql.")
+
+
+def _sql(name: str) -> str:
+    return resources.files("otel_activity.capture").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+
+
+class Cluster(NamedTuple):
+    """Where a connection leads to, as its proofs will say."""
+
+    system: str
+    timeline: int
+    database: str
+
+
+class ProofReader:
+    """Probes new connections, and reads the ids of transactions on those that can prove their commits.
+
+    Args:
+        seen: is told, once for each, the system identifier of a cluster and the URL of an engine on it.
+    """
+
+    def __init__(self, seen: Callable[[str, URL], None] | None = None) -> None:
+        self._seen = seen
+        self._known: set[tuple[str, URL]] = set()
+        self._probe = _sql("probe_proof")
+        self._read = _sql("read_transaction")
+        self._told = False
+
+    def install(self) -> None:
+        """Listen to all pools there are and will be; connections that are open already stay unproven."""
+        event.listen(Pool, "connect", self._connected)
+
+    def uninstall(self) -> None:
+        """Listen no more."""
+        event.remove(Pool, "connect", self._connected)
+
+    def cluster_of(self, fairy: Any, url: URL) -> Cluster | None:
+        """What was found out about a pooled connection; None when its commits cannot be proven."""
+        found = fairy.info.get(_KEY)
+        if not isinstance(found, Cluster):
+            return None
+        if self._seen is not None and (found.system, url) not in self._known:
+            self._known.add((found.system, url))
+            self._seen(found.system, url)
+        return found
+
+    # --- probing -----------------------------------------------------------------------------
+
+    def _connected(self, connection: Any, record: Any) -> None:
+        if not f"{type(connection).__module__}.".startswith(_DRIVERS):
+            return
+        try:
+            cluster = self._ask(connection)
+            if cluster is not None:
+                record.info[_KEY] = cluster
+        except Exception:  # noqa: BLE001 - hooks never raise into the application
+            internal_error("the probe of a new connection")
+
+    def _ask(self, connection: Any) -> Cluster | None:
+        try:
+            row = _row(connection, self._probe)
+        except Exception as error:  # noqa: BLE001 - refused, or no PostgreSQL at all behind this driver
+            self._tell(type(error).__name__)
+            return None
+        finally:
+            connection.rollback()
+        system, timeline, database, allowed = row
+        if not allowed:
+            self._tell("EXECUTE on pg_current_xact_id_if_assigned() is revoked")
+            return None
+        return None if timeline is None else Cluster(system, int(timeline, 16), database)
+
+    def _tell(self, why: str) -> None:
+        if not self._told:
+            self._told = True
+            _logger.warning(
+                "otel_activity: commits on this database cannot be proven (%s); what a crash during COMMIT "
+                "leaves open will be unknown; grant what docs/delivery.md names, or set "
+                "OTEL_ACTIVITY_COMMIT_PROOF=off if that is meant",
+                why,
+            )
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def wanted(self, transaction: Transaction) -> bool:
+        """Whether the next write is the one that the id is read with."""
+        return transaction.cluster is not None and transaction.xid is None and not transaction.autocommit
+
+    def can_pipeline(self, dialect: Any, raw: Any) -> bool:
+        """Whether the query can go with the statement, in one round trip."""
+        return dialect.driver == "psycopg" and not dialect.is_async and hasattr(raw, "pipeline")
+
+    def execute(self, transaction: Transaction, raw: Any, send: Callable[[], Any]) -> Any:
+        """Send the application's statement and the query together (psycopg)."""
+        with raw.pipeline():
+            result = send()
+            cursor = raw.cursor(row_factory=None)
+            cursor.execute(self._read, prepare=False)
+        try:
+            self._note(transaction, cursor.fetchone())
+        except Exception:  # noqa: BLE001 - the statement succeeded; its transaction only stays unproven
+            internal_error("the id of a transaction")
+        return result
+
+    def read(self, transaction: Transaction, raw: Any) -> None:
+        """Send the query by itself, after the application's statement."""
+        try:
+            self._note(transaction, _row(raw, self._read))
+        except Exception:  # noqa: BLE001 - hooks never raise into the application
+            internal_error("the id of a transaction")
+
+    @staticmethod
+    def _note(transaction: Transaction, row: Any) -> None:
+        if row is not None and row[0] is not None:
+            transaction.xid = int(row[0])
+
+    @staticmethod
+    def proof(transaction: Transaction) -> Proof | None:
+        """By what the transaction's end can be asked; None when it cannot."""
+        cluster, xid = transaction.cluster, transaction.xid
+        if cluster is None or xid is None:
+            return None
+        return Proof(cluster.system, cluster.timeline, cluster.database, xid)
+
+
+def _row(connection: Any, query: str) -> Any:
+    cursor = connection.cursor()
+    try:
+        cursor.execute(query)
+        return cursor.fetchone()
+    finally:
+        cursor.close()

@@ -1,0 +1,159 @@
+"""Asks databases what became of transactions: ``pg_xact_status()`` on a connection of its own.
+
+An answer counts only from the cluster and the timeline that the id comes from. After a failover to a replica
+that lagged, the same id is given out again, to another transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from otel_activity.errors import ActivityError, StoreUnavailable
+from otel_activity.events import Verdict
+from otel_activity.postgres.connection import connect
+from otel_activity.postgres.statements import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sqlalchemy import URL
+
+    from otel_activity.events import Proof
+    from otel_activity.postgres.connection import PatientConnection
+
+__all__ = ["TransactionResolver", "conninfo_of"]
+
+_PATIENCE: Final = 10.0
+_VERDICTS: Final = {
+    "committed": Verdict.COMMITTED,
+    "aborted": Verdict.ABORTED,
+    "in progress": Verdict.IN_PROGRESS,
+    None: Verdict.UNKNOWN,  # so old that the server has forgotten it
+}
+_LIBPQ_DRIVERS: Final = frozenset({"psycopg", "psycopg2"})
+_IN_THE_FUTURE: Final = "22023"
+
+
+class TransactionResolver:
+    """A `ports.Resolver` for PostgreSQL.
+
+    Args:
+        dsns: addresses to ask, whichever cluster they turn out to be; the first are tried first. Addresses of
+            the application's own engines are added with `know`. None of them is ever written anywhere.
+    """
+
+    def __init__(self, dsns: Iterable[str] = ()) -> None:
+        self._given = tuple(dict.fromkeys(dsns))
+        self._reset()
+
+    def _reset(self) -> None:
+        self._known: dict[str, tuple[str, ...]] = {}
+        self._lock = threading.Lock()
+
+    def after_fork(self) -> None:
+        """In a forked child: connections live for one question only, so there is nothing to drop."""
+        self._lock = threading.Lock()
+
+    def know(self, system: str, url: URL) -> None:
+        """Remember where a live engine finds a cluster, by the cluster's system identifier."""
+        with self._lock:
+            known = self._known.get(system, ())
+            found = conninfo_of(url)
+            if found not in known:
+                self._known[system] = (found, *known)[:4]
+
+    def resolve(self, proofs: Sequence[Proof]) -> list[Verdict]:
+        """One verdict for each proof, in the same order.
+
+        Raises:
+            StoreUnavailable: none of the clusters could be asked.
+        """
+        verdicts = [Verdict.IN_PROGRESS] * len(proofs)
+        systems = dict.fromkeys(proof.system for proof in proofs)
+        trouble: ActivityError | None = None
+        asked = 0
+        for system in systems:
+            mine = [index for index, proof in enumerate(proofs) if proof.system == system]
+            try:
+                found = self._ask(system, [proofs[index] for index in mine])
+            except ActivityError as error:
+                trouble = error
+                continue
+            asked += 1
+            for index, verdict in zip(mine, found, strict=True):
+                verdicts[index] = verdict
+        if trouble is not None and not asked:
+            raise trouble
+        return verdicts
+
+    def _ask(self, system: str, proofs: list[Proof]) -> list[Verdict]:
+        trouble: ActivityError | None = None
+        for dsn in self._addresses(system):
+            try:
+                with closing(connect(dsn, connect_timeout=_PATIENCE, patience=_PATIENCE)) as connection:
+                    timeline = _timeline(connection, system)
+                    if timeline is not None:
+                        return [_verdict(connection, proof, timeline) for proof in proofs]
+            except psycopg.Error as error:
+                trouble = StoreUnavailable(
+                    f"the database of undecided transactions cannot be asked ({type(error).__name__})"
+                )
+            except ActivityError as error:
+                trouble = error
+        raise trouble or StoreUnavailable(
+            "nobody knows where the database of undecided transactions is; "
+            "set OTEL_ACTIVITY_PROOF_DSN to its primary"
+        )
+
+    def _addresses(self, system: str) -> Iterator[str]:
+        yield from self._given
+        yield from self._known.get(system, ())
+
+
+def _timeline(connection: PatientConnection, system: str) -> int | None:
+    """The timeline of the cluster; None when it is another one, or a standby, which does not know the end."""
+    row: Any = connection.execute(statement("read_cluster", "")).fetchone()
+    if row is None or row[0] != system or row[1] is None:
+        return None
+    return int(row[1], 16)
+
+
+def _verdict(connection: PatientConnection, proof: Proof, timeline: int) -> Verdict:
+    if timeline != proof.timeline:
+        return Verdict.UNKNOWN
+    try:
+        row: Any = connection.execute(statement("transaction_status", ""), {"xid": str(proof.xid)}).fetchone()
+    except psycopg.Error as error:
+        if error.sqlstate == _IN_THE_FUTURE:
+            return Verdict.UNKNOWN
+        raise
+    return _VERDICTS.get(None if row is None else row[0], Verdict.UNKNOWN)
+
+
+def conninfo_of(url: URL) -> str:
+    """What libpq needs to reach the database of an SQLAlchemy engine.
+
+    Args:
+        url: of the engine. Options of drivers that are not libpq's are left out.
+    """
+    options: dict[str, Any] = {}
+    if url.get_driver_name() in _LIBPQ_DRIVERS:
+        options = {
+            name: ",".join(value) if isinstance(value, tuple) else value for name, value in url.query.items()
+        }
+    named = {
+        "host": url.host,
+        "port": url.port,
+        "user": url.username,
+        "password": None if url.password is None else str(url.password),
+        "dbname": url.database,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    with suppress(psycopg.ProgrammingError):
+        return make_conninfo("", **(options | given))
+    return make_conninfo("", **given)

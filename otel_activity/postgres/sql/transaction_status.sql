@@ -1,0 +1,1 @@
+SELECT pg_xact_status(%(xid)s::text::xid8)

@@ -1,0 +1,225 @@
+"""The database's own id of a transaction: read with its first write, only where that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, create_engine, exc, insert, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from otel_activity import semconv
+from otel_activity.capture import ProofReader, SQLAlchemyCapture
+from tests.capture.support import SYNC_DRIVERS, Account, Base, Open, Recorder, Scene, url_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from otel_activity.events import Proof, Unit
+
+_REFUSED = "activity_without_proof"
+
+
+class Proofs(Recorder):
+    """Also keeps the proof of each prepared unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proofs: list[Proof | None] = []
+
+    def prepare(self, unit: Unit) -> None:
+        super().prepare(unit)
+        self.proofs.append(unit.proof)
+
+
+@pytest.fixture
+def recorder() -> Proofs:
+    """Keeps what the bracket hands over, proofs too."""
+    return Proofs()
+
+
+def own_id(session: Session) -> int:
+    return int(session.scalar(text("SELECT pg_current_xact_id()::text")) or 0)
+
+
+@pytest.mark.parametrize("driver", SYNC_DRIVERS)
+def test_the_id_is_that_of_the_transaction(scene: Scene, recorder: Proofs, driver: str) -> None:
+    """A unit carries the id that the server gave its transaction, and its events say so."""
+    ids = []
+    with Session(scene.engine(driver)) as session:
+        for name in ("a", "b"):
+            session.add(Account(name=name))
+            session.flush()
+            ids.append(own_id(session))
+            session.commit()
+    assert [proof.xid for proof in recorder.proofs if proof] == ids
+    (system,) = scene.ask("system")[0]
+    said = [event.attributes[semconv.DATABASE_TRANSACTION] for event in recorder.events]
+    assert said == [f"{system}/1/{number}" for number in ids]
+    scene.check()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_async_drivers_prove_too(scene: Scene, recorder: Proofs, driver: str) -> None:
+    """The query goes through the adapter's cursor, and the event loop is not blocked by it."""
+
+    async def work() -> int:
+        engine = create_async_engine(url_of(scene.dsn, driver), poolclass=NullPool)
+        async with AsyncSession(engine) as session:
+            session.add(Account(name="a"))
+            await session.flush()
+            found = int(await session.scalar(text("SELECT pg_current_xact_id()::text")) or 0)
+            await session.commit()
+        await engine.dispose()
+        return found
+
+    number = asyncio.run(work())
+    assert [proof.xid for proof in recorder.proofs if proof] == [number]
+    scene.check()
+
+
+@pytest.mark.parametrize("driver", SYNC_DRIVERS)
+def test_savepoints_share_the_id(scene: Scene, recorder: Proofs, driver: str) -> None:
+    """An id that was read inside a savepoint, even one that is rolled back, is the whole transaction's."""
+    with Session(scene.engine(driver)) as session:
+        nested = session.begin_nested()
+        session.add(Account(name="lost"))
+        session.flush()
+        nested.rollback()
+        session.add(Account(name="kept"))
+        session.flush()
+        number = own_id(session)
+        session.commit()
+    assert [proof.xid for proof in recorder.proofs if proof] == [number]
+    scene.check()
+
+
+@pytest.mark.parametrize("driver", SYNC_DRIVERS)
+def test_a_refused_statement_is_the_statements_own_error(scene: Scene, recorder: Proofs, driver: str) -> None:
+    """The first write may fail although a query of ours travels with it; the next transaction is proven."""
+    with Session(scene.engine(driver)) as session:
+        session.add(Account(name="forbidden"))
+        with pytest.raises(exc.IntegrityError, match="account_name_check"):
+            session.commit()
+        session.rollback()
+        session.add_all([Account(name=f"n{number}") for number in range(3)])
+        session.commit()
+    assert [proof is not None for proof in recorder.proofs] == [True]
+    scene.check()
+
+
+@pytest.mark.parametrize("driver", SYNC_DRIVERS)
+def test_bulk_statements_that_are_not_captured_read_nothing(scene: Scene, driver: str) -> None:
+    """A transaction without captured rows costs no query, and its statement's result is its own."""
+    with Session(scene.engine(driver)) as session:
+        done = session.connection().execute(insert(Account.__table__), [{"name": "x"}, {"name": "y"}])
+        assert done.rowcount in (2, -1)
+        session.rollback()
+
+
+def test_two_phase_transactions_are_proven(scene: Scene, recorder: Proofs) -> None:
+    """The id is read before PREPARE TRANSACTION, after which the connection has none."""
+    with Session(scene.engine("psycopg2"), twophase=True) as session:
+        session.add(Account(name="a"))
+        session.flush()
+        number = own_id(session)
+        session.commit()
+    assert [proof.xid for proof in recorder.proofs if proof] == [number]
+    scene.check()
+
+
+def test_autocommit_and_other_databases_prove_nothing(scene: Scene, recorder: Proofs) -> None:
+    """Where each statement is its own transaction, and where there is no such id, nothing is asked."""
+    with Session(scene.engine("psycopg", isolation_level="AUTOCOMMIT")) as session:
+        session.add(Account(name="a"))
+        session.commit()
+    sqlite = create_engine("sqlite://")
+    Base.metadata.create_all(sqlite)
+    with Session(sqlite) as session:
+        session.add(Account(name="b"))
+        session.commit()
+    sqlite.dispose()
+    assert recorder.proofs == [None, None]
+
+
+@pytest.fixture
+def without_proof(scene: Scene) -> Iterator[Engine]:
+    """An engine whose role may write, and may not call the function that gives the id."""
+    with psycopg.connect(scene.dsn, autocommit=True) as admin:
+        admin.execute("REVOKE EXECUTE ON FUNCTION pg_current_xact_id_if_assigned() FROM public")
+        admin.execute(f"DROP ROLE IF EXISTS {_REFUSED}")
+        admin.execute(f"CREATE ROLE {_REFUSED} LOGIN PASSWORD 'x'")
+        admin.execute(f"GRANT ALL ON account, note TO {_REFUSED}")
+    url = scene.engine("psycopg").url.set(username=_REFUSED, password="x")
+    engine = create_engine(url)
+    yield engine
+    engine.dispose()
+    with psycopg.connect(scene.dsn, autocommit=True) as admin:
+        admin.execute("GRANT EXECUTE ON FUNCTION pg_current_xact_id_if_assigned() TO public")
+        admin.execute(f"DROP OWNED BY {_REFUSED}")
+        admin.execute(f"DROP ROLE {_REFUSED}")
+
+
+def test_a_revoked_function_is_never_called(
+    scene: Scene, recorder: Proofs, without_proof: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The probe finds it out; transactions of the application go on, unproven, and one line says why."""
+    with Session(without_proof) as session:
+        session.add(Account(name="a"))
+        session.commit()
+        session.add(Account(name="b"))
+        session.commit()
+    assert recorder.proofs == [None, None]
+    said = [record.getMessage() for record in caplog.records if record.name == "otel_activity"]
+    assert len(said) == 1
+    assert "pg_current_xact_id_if_assigned" in said[0]
+    assert "OTEL_ACTIVITY_COMMIT_PROOF=off" in said[0]
+    caplog.clear()
+    scene.check()
+
+
+def test_connections_that_were_open_before_stay_unproven(bracket_databases: tuple[str, str]) -> None:
+    """Nothing is sent on a connection that was not probed when it was made."""
+    engine = create_engine(url_of(bracket_databases[0], "psycopg"))
+    with engine.connect():
+        pass
+    recorder = Proofs()
+    capture = SQLAlchemyCapture(recorder, redactor=Open(), proofs=ProofReader())
+    capture.install()
+    try:
+        with Session(engine) as session:
+            session.add(Account(name="early"))
+            session.commit()
+        engine.dispose()
+        with Session(engine) as session:
+            session.add(Account(name="late"))
+            session.commit()
+    finally:
+        capture.uninstall()
+        engine.dispose()
+        gc.collect()
+    assert [proof is not None for proof in recorder.proofs] == [False, True]
+
+
+def test_the_engines_address_is_told_once(bracket_databases: tuple[str, str]) -> None:
+    """Whoever resolves learns where a cluster is, once for each engine's address."""
+    told: list[tuple[str, str | None]] = []
+    capture = SQLAlchemyCapture(
+        Proofs(), redactor=Open(), proofs=ProofReader(lambda system, url: told.append((system, url.database)))
+    )
+    capture.install()
+    engine = create_engine(url_of(bracket_databases[0], "psycopg"), poolclass=NullPool)
+    try:
+        for name in ("a", "b"):
+            with Session(engine) as session:
+                session.add(Account(name=name))
+                session.commit()
+    finally:
+        capture.uninstall()
+        engine.dispose()
+    assert [database for _, database in told] == [engine.url.database]

@@ -1,0 +1,115 @@
+"""What a database answers about a transaction, and what it cannot know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from otel_activity.errors import StoreUnavailable
+from otel_activity.events import Proof, Verdict
+from otel_activity.postgres.resolver import TransactionResolver, conninfo_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Cluster(NamedTuple):
+    dsn: str
+    system: str
+    timeline: int
+
+    def proof(self, xid: int, *, timeline: int | None = None, system: str | None = None) -> Proof:
+        return Proof(system or self.system, timeline or self.timeline, "app", xid)
+
+
+@pytest.fixture
+def cluster(postgres_dsn: str) -> Iterator[Cluster]:
+    """A database and what its cluster calls itself."""
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        row = connection.execute(
+            "SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+            " FROM pg_control_system()"
+        ).fetchone()
+        assert row is not None
+        yield Cluster(postgres_dsn, row[0], int(row[1], 16))
+
+
+def begin(connection: psycopg.Connection) -> int:
+    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_each_fate_is_told(cluster: Cluster) -> None:
+    """Committed, aborted, still running, and not given out yet, in the order of the questions."""
+    with psycopg.connect(cluster.dsn) as running, psycopg.connect(cluster.dsn) as connection:
+        committed = begin(connection)
+        connection.commit()
+        aborted = begin(connection)
+        connection.rollback()
+        open_ = begin(running)
+        proofs = [cluster.proof(xid) for xid in (aborted, committed, open_, 1 << 40)]
+        assert TransactionResolver([cluster.dsn]).resolve(proofs) == [
+            Verdict.ABORTED,
+            Verdict.COMMITTED,
+            Verdict.IN_PROGRESS,
+            Verdict.UNKNOWN,
+        ]
+        running.rollback()
+    assert TransactionResolver([cluster.dsn]).resolve([cluster.proof(open_)]) == [Verdict.ABORTED]
+
+
+def test_another_timeline_is_unknown(cluster: Cluster) -> None:
+    """After a failover an id may have been given to another transaction: its answer does not count."""
+    with psycopg.connect(cluster.dsn) as connection:
+        committed = begin(connection)
+    proof = cluster.proof(committed, timeline=cluster.timeline + 1)
+    assert TransactionResolver([cluster.dsn]).resolve([proof]) == [Verdict.UNKNOWN]
+
+
+def test_another_cluster_is_not_asked(cluster: Cluster) -> None:
+    """An answer of a cluster that the id does not come from would be a lie; the question stays open."""
+    resolver = TransactionResolver([cluster.dsn])
+    with pytest.raises(StoreUnavailable, match="OTEL_ACTIVITY_PROOF_DSN"):
+        resolver.resolve([cluster.proof(3, system="7000000000000000001")])
+    with psycopg.connect(cluster.dsn) as connection:
+        committed = begin(connection)
+    mixed = [cluster.proof(3, system="7000000000000000001"), cluster.proof(committed)]
+    assert resolver.resolve(mixed) == [Verdict.IN_PROGRESS, Verdict.COMMITTED]
+
+
+def test_engines_tell_where_their_cluster_is(cluster: Cluster) -> None:
+    """Without a DSN the address of a live engine serves; before there is one, nobody can be asked."""
+    resolver = TransactionResolver()
+    with psycopg.connect(cluster.dsn) as connection:
+        committed = begin(connection)
+    with pytest.raises(StoreUnavailable):
+        resolver.resolve([cluster.proof(committed)])
+    resolver.know(cluster.system, make_url(cluster.dsn))
+    assert resolver.resolve([cluster.proof(committed)]) == [Verdict.COMMITTED]
+
+
+def test_a_database_that_is_down_is_an_error_without_its_password(cluster: Cluster) -> None:
+    """Nobody answers: the caller asks again, and the message names no secret."""
+    resolver = TransactionResolver(["postgresql://u:hunter2@127.0.0.1:1/app"])
+    with pytest.raises(StoreUnavailable) as caught:
+        resolver.resolve([cluster.proof(3)])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_address_of_an_engine() -> None:
+    """Options of libpq are kept, those of other drivers are not."""
+    libpq = make_url("postgresql+psycopg://u:p%40ss@h:5433/app?sslmode=require&application_name=shop")
+    found = psycopg.conninfo.conninfo_to_dict(conninfo_of(libpq))
+    assert found["password"] == "p@ss"
+    assert (found["sslmode"], found["application_name"], found["port"]) == ("require", "shop", "5433")
+    other = make_url("postgresql+asyncpg://u:p@h/app?ssl=require&prepared_statement_cache_size=0")
+    assert psycopg.conninfo.conninfo_to_dict(conninfo_of(other)) == {
+        "user": "u",
+        "password": "p",
+        "host": "h",
+        "dbname": "app",
+    }
