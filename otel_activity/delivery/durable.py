@@ -504,16 +504,24 @@ class DurableDelivery(Feeder):
             # This process's own locks are not tried: another descriptor of the file would be refused anyway.
             self._foreign.update(source.journal.path for source in self._sources)
             for home in self._homes:
-                for journal in orphans(home, self._foreign):
-                    self._foreign.add(journal.path)
-                    self._adopt(journal)
+                self._adopt_all(home)
         except OSError as error:
             line = f"journals of dead processes cannot be read ({_reason(error)})"
             self._say("adopt", logging.ERROR, line)
         finally:
             self._adopted.set()
 
-    def _adopt(self, journal: Journal) -> None:
+    def _adopt_all(self, home: Path) -> None:
+        count = 0
+        for journal in orphans(home, self._foreign):
+            self._foreign.add(journal.path)
+            count += self._adopt(journal)
+        if count:
+            line = "otel_activity: %d events that dead processes left in %s are delivered now"
+            log_safely(logging.WARNING, line, count, home)
+
+    def _adopt(self, journal: Journal) -> int:
+        """Take over one journal; how many events it holds."""
         try:
             found = take_over(journal, [road.name for road in self._roads])
         except (OSError, ValueError) as error:
@@ -522,7 +530,7 @@ class DurableDelivery(Feeder):
             journal.abandon()
             if isinstance(error, OSError):
                 self._foreign.discard(journal.path)  # a full disk, perhaps: to be tried again
-            return
+            return 0
         self._report(found)
         self._sources.append(found.source)
         self.undecided_units += sum(held.commit == Commit.UNKNOWN.value for held in found.released)
@@ -532,6 +540,7 @@ class DurableDelivery(Feeder):
                 self.adopted += held.count
         for held in found.undecided:
             self._adopt_undecided(held)
+        return sum(held.count for held in (*found.released, *found.undecided))
 
     def _adopt_undecided(self, held: Held) -> None:
         """A dead process left a unit between prepare and mark."""
@@ -561,10 +570,6 @@ class DurableDelivery(Feeder):
                 "at least " if losses.tail else "",
                 losses.records,
             )
-        count = sum(held.count for held in (*found.released, *found.undecided))
-        if count:
-            line = "otel_activity: %d events that a dead process left in %s are delivered now"
-            log_safely(logging.WARNING, line, count, path)
 
     # --- the end -----------------------------------------------------------------------------
 

@@ -20,9 +20,10 @@ from otel_activity.errors import ConfigurationError
 from tests.delivery.test_queued import Broken, Note, Road, unit, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from otel_activity.delivery import Lane
     from otel_activity.events import Commit, Event, Unit
     from otel_activity.ports import Resolver
 
@@ -531,3 +532,79 @@ def test_a_unit_that_was_never_prepared_is_delivered(world: World) -> None:
     delivery.aborted(unit(2))
     assert flush(delivery)
     assert ids(road) == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_storm_of_forks_loses_nothing(world: World) -> None:
+    """Forty children at once, each with a commit and without an orderly end; two adopters share the rest."""
+    delivery = world.delivery(world.road(down=True))
+    bracket(delivery, unit(1000))
+    assert delivery._adopted.wait(5)  # it does not look again for long
+    children = []
+    for number in range(40):
+        child = os.fork()
+        if child == 0:
+            delivery.after_fork()
+            delivery._adopt_at = time.monotonic() + 100
+            bracket(delivery, unit(number))
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 40
+    roads = [world.road(), world.road()]
+    adopters = [world.delivery(road) for road in roads]
+    for adopter in adopters:
+        adopter.start()
+    assert [flush(adopter) for adopter in adopters] == [True, True]
+    assert sorted(ids(roads[0]) + ids(roads[1])) == list(range(40))
+
+
+def test_a_clock_that_steps_back_changes_no_order(world: World) -> None:
+    """Journals of the future and of the past are taken over alike; order is by release, not by time."""
+    first = world.delivery(world.road(down=True))
+    for number in range(5):
+        made = unit(number, kind=Traced)
+        first.prepare(made)
+        for event in made.prepared.events:
+            event.time = 1_000_000_000_000_000_000 - number * 10**15
+        first.committed(made)
+    world.kill(first)
+    (path,) = (path for path in world.home.iterdir() if path.is_dir())
+    path.rename(path.with_name("ffffffff-ffff-7fff-8fff-ffffffffffff"))  # named by a clock far ahead
+    road = world.road()
+    second = world.delivery(road)
+    second.start()
+    bracket(second, unit(9))
+    assert flush(second)
+    adopted = [number for number in ids(road) if number != 9]
+    assert adopted == list(range(5))
+    assert [event.attributes[semconv.SEQUENCE] for event in road.taken] == list(range(1, 7))
+    wait_for(lambda: len(list(world.home.iterdir())) == 1)
+
+
+def test_a_process_tells_its_adopter_who_it_was(tmp_path: Path) -> None:
+    """Events of a dead process are handed on with the resource of that process, others with none."""
+    home = tmp_path / "service"
+    handed: list[tuple[str, object]] = []
+    road = Road()
+
+    def emit(lane: Lane, event: Event, origin: Mapping[str, Any] | None) -> None:
+        handed.append((event.id, origin))
+        road.emit(event)
+
+    road.down = True
+    resource = {"service.name": "shop", "service.instance.id": "7"}
+    first = DurableDelivery([road.lane], emit, capacity=10, home=home, about=lambda: resource)
+    bracket(first, unit(1))
+    wait_for(lambda: handed == [("1", None)])
+    World(home).kill(first)
+    road.close()
+    road = Road()
+    second = DurableDelivery([road.lane], emit, capacity=10, home=home, about=lambda: {"service.name": "new"})
+    second.start()
+    bracket(second, unit(2))
+    assert flush(second)
+    assert sorted(handed[1:], key=str) == [("1", resource), ("2", None)]
+    second.close(time.monotonic() + 5)
+    road.close()
+    assert second.finish()

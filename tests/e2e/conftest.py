@@ -11,6 +11,7 @@ from tests.e2e.support import World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.conftest import Server
 
@@ -25,3 +26,16 @@ def world(postgres_server: Server, postgres_dsn: str, request: pytest.FixtureReq
     yield made
     made.close()
     postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def durable(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Programs that journal into a directory of their own."""
+    original = world.environment
+
+    def environment(**extra: str) -> dict[str, str]:
+        ours = {"OTEL_ACTIVITY_DELIVERY": "durable", "OTEL_ACTIVITY_JOURNAL_DIR": str(tmp_path / "journal")}
+        return original(**{**ours, **extra})
+
+    monkeypatch.setattr(world, "environment", environment)
+    return world

@@ -88,3 +88,79 @@ def lines(process: subprocess.Popen[str]) -> Iterator[str]:
     assert process.stdout is not None
     while line := process.stdout.readline():  # a generator over the pipe would close it at its own end
         yield line
+
+
+# --- with a journal --------------------------------------------------------------------------------
+
+
+def journals(directory: Path) -> list[Path]:
+    """The journals that are left."""
+    return list((directory / "journal").glob("*/*"))
+
+
+def rows(world: World) -> set[int]:
+    """The truth: ids of the rows that were committed."""
+    with psycopg.connect(world.application) as connection:
+        return {row[0] for row in connection.execute("SELECT id FROM task").fetchall()}
+
+
+def events(world: World) -> list[tuple[str, int, str]]:
+    """Name, row and fate of each stored event."""
+    with psycopg.connect(world.store) as connection:
+        return connection.execute(
+            "SELECT name, entity_id::int, attributes ->> 'activity.commit' FROM activity.events"
+        ).fetchall()
+
+
+def unexplained(world: World) -> dict[str, list[object]]:
+    """What table and store disagree about. An event of an unknown fate may be there without its row."""
+    truth, stored = rows(world), events(world)
+    created = [entity for name, entity, _ in stored if name == "activity.entity.created"]
+    changed = [entity for name, entity, _ in stored if name == "activity.entity.updated"]
+    with psycopg.connect(world.application) as connection:
+        renamed = connection.execute("SELECT id FROM task WHERE name = 'renamed'").fetchall()
+    return {
+        "missing": sorted(truth - set(created)),
+        "updates missing": sorted({row[0] for row in renamed} - set(changed)),
+        "duplicate": sorted(
+            (kind, entity)
+            for kind, found in (("created", created), ("updated", changed))
+            for entity in set(found)
+            if found.count(entity) > 1
+        ),
+        "reported without a row": sorted(
+            (name, entity) for name, entity, fate in stored if fate != "unknown" and entity not in truth
+        ),
+    }
+
+
+NOTHING: dict[str, list[object]] = {
+    "missing": [],
+    "updates missing": [],
+    "duplicate": [],
+    "reported without a row": [],
+}
+
+
+def wait_for_line(process: subprocess.Popen[str], wanted: str) -> str:
+    """Read the output of a program up to a line; all of it until then."""
+    seen = []
+    for line in lines(process):
+        seen.append(line)
+        if wanted in line:
+            return "".join(seen)
+    raise AssertionError(f"the program ended before it said {wanted!r}: {seen}")
+
+
+def relay(world: World, directory: Path, *options: str) -> tuple[int, str]:
+    """Run ``otel-activity relay`` on the journals; its exit status and what it prints."""
+    program = "from otel_activity.cli import main; main()"
+    environment = world.environment(OTEL_SERVICE_NAME="", OTEL_ACTIVITY_JOURNAL_DIR="")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "relay", "--journal", str(directory), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout

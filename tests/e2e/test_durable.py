@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -15,7 +14,17 @@ import pytest
 
 from otel_activity.embedded import EmbeddedPostgres
 from otel_activity.postgres import schema
-from tests.e2e.support import EXPECTED, World, lines
+from tests.e2e.support import (
+    EXPECTED,
+    NOTHING,
+    World,
+    events,
+    journals,
+    relay,
+    rows,
+    unexplained,
+    wait_for_line,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,78 +33,6 @@ pytestmark = pytest.mark.e2e
 
 KILLS = 20
 SEED = 20261123
-
-
-@pytest.fixture
-def durable(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Programs that journal into a directory of their own."""
-    original = world.environment
-
-    def environment(**extra: str) -> dict[str, str]:
-        ours = {"OTEL_ACTIVITY_DELIVERY": "durable", "OTEL_ACTIVITY_JOURNAL_DIR": str(tmp_path / "journal")}
-        return original(**{**ours, **extra})
-
-    monkeypatch.setattr(world, "environment", environment)
-    return world
-
-
-def journals(directory: Path) -> list[Path]:
-    """The journals that are left."""
-    return list((directory / "journal").glob("*/*"))
-
-
-def rows(world: World) -> set[int]:
-    """The truth: ids of the rows that were committed."""
-    with psycopg.connect(world.application) as connection:
-        return {row[0] for row in connection.execute("SELECT id FROM task").fetchall()}
-
-
-def events(world: World) -> list[tuple[str, int, str]]:
-    """Name, row and fate of each stored event."""
-    with psycopg.connect(world.store) as connection:
-        return connection.execute(
-            "SELECT name, entity_id::int, attributes ->> 'activity.commit' FROM activity.events"
-        ).fetchall()
-
-
-def unexplained(world: World) -> dict[str, list[object]]:
-    """What table and store disagree about. An event of an unknown fate may be there without its row."""
-    truth, stored = rows(world), events(world)
-    created = [entity for name, entity, _ in stored if name == "activity.entity.created"]
-    changed = [entity for name, entity, _ in stored if name == "activity.entity.updated"]
-    with psycopg.connect(world.application) as connection:
-        renamed = connection.execute("SELECT id FROM task WHERE name = 'renamed'").fetchall()
-    return {
-        "missing": sorted(truth - set(created)),
-        "updates missing": sorted({row[0] for row in renamed} - set(changed)),
-        "duplicate": sorted(
-            (kind, entity)
-            for kind, found in (("created", created), ("updated", changed))
-            for entity in set(found)
-            if found.count(entity) > 1
-        ),
-        "reported without a row": sorted(
-            (name, entity) for name, entity, fate in stored if fate != "unknown" and entity not in truth
-        ),
-    }
-
-
-NOTHING: dict[str, list[object]] = {
-    "missing": [],
-    "updates missing": [],
-    "duplicate": [],
-    "reported without a row": [],
-}
-
-
-def wait_for_line(process: subprocess.Popen[str], wanted: str) -> None:
-    """Read the output of a program up to a line."""
-    seen = []
-    for line in lines(process):
-        seen.append(line)
-        if wanted in line:
-            return
-    raise AssertionError(f"the program ended before it said {wanted!r}: {seen}")
 
 
 @pytest.mark.timeout(120)
@@ -129,24 +66,10 @@ def test_an_exit_without_any_end_loses_nothing(durable: World, tmp_path: Path) -
     assert len(events(durable)) == 0
     process = durable.start("python", "loop.py", "0")
     output, _ = process.communicate(timeout=60)
-    assert "48 events that a dead process left" in output
+    assert "48 events that dead processes left" in output
     assert unexplained(durable) == NOTHING
     assert {fate for _, _, fate in events(durable)} == {"reported"}
     assert journals(tmp_path) == []
-
-
-def relay(world: World, directory: Path, *options: str) -> tuple[int, str]:
-    """Run ``otel-activity relay`` on the journals; its exit status and what it prints."""
-    program = "from otel_activity.cli import main; main()"
-    environment = world.environment(OTEL_SERVICE_NAME="", OTEL_ACTIVITY_JOURNAL_DIR="")
-    done = subprocess.run(
-        [sys.executable, "-c", program, "relay", "--journal", str(directory), *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return done.returncode, done.stdout
 
 
 def test_a_relay_delivers_what_a_dead_host_left(durable: World, tmp_path: Path) -> None:
@@ -285,7 +208,7 @@ def test_sigterm_leaves_nothing_to_send_again(durable: World) -> None:
     assert durable.stored() == EXPECTED
     process = durable.start("python", "loop.py", "0")
     output, _ = process.communicate(timeout=60)
-    assert "dead process" not in output
+    assert "dead processes" not in output
 
 
 def test_a_journal_that_cannot_be_written_stops_the_start(durable: World, tmp_path: Path) -> None:
@@ -311,4 +234,4 @@ def test_the_default_directory_follows_the_platform(durable: World, tmp_path: Pa
     (service,) = (tmp_path / "state" / "otel_activity").iterdir()
     assert service.name.startswith("shop-")
     (journal,) = service.iterdir()
-    assert {path.name for path in journal.iterdir()} == {"lock", "00000001.seg"}
+    assert {path.name for path in journal.iterdir()} == {"about.json", "lock", "00000001.seg"}

@@ -1,0 +1,55 @@
+"""Forks children that commit until they are killed, one after the other: seed, number of kills."""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Task(Base):
+    __tablename__ = "task"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+def work() -> None:
+    number = 0
+    while True:
+        number += 1
+        with Session(engine) as session:
+            first, second = Task(name=f"task {number}"), Task(name="other")
+            session.add_all([first, second])
+            session.flush()
+            second.name = "renamed"
+            session.flush()
+            if number % 5 == 4:
+                session.rollback()
+            else:
+                session.commit()
+
+
+engine = create_engine(os.environ["DATABASE_URL"])
+Base.metadata.create_all(engine)
+engine.dispose()
+rng = random.Random(int(sys.argv[1]))
+for _ in range(int(sys.argv[2])):
+    child = os.fork()
+    if child == 0:
+        try:
+            threading.Thread(target=work).start()
+            work()
+        finally:
+            os._exit(1)
+    time.sleep(rng.uniform(0.01, 0.12))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+print("program done", flush=True)

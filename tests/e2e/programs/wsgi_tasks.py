@@ -1,0 +1,32 @@
+"""A WSGI program that knows nothing of auditing: each POST adds a row."""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Task(Base):
+    __tablename__ = "task"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+engine = create_engine(os.environ["DATABASE_URL"])
+Base.metadata.create_all(engine)
+engine.dispose()
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    if environ["REQUEST_METHOD"] == "POST":
+        with Session(engine) as session:
+            session.add(Task(name="from the web"))
+            session.commit()
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"ok"]
