@@ -20,6 +20,9 @@ __all__ = ["EventTable", "action_text", "actor_text", "entity_text", "event_json
 ARROW: Final = " -> "
 NOT_KNOWN: Final = "(not known)"
 INDENT: Final = "    "
+_WEB_EVENTS: Final = frozenset(
+    {semconv.REQUEST, semconv.AUTH_LOGIN, semconv.AUTH_LOGOUT, semconv.AUTH_FAILED}
+)
 STACKED_BELOW: Final = 110
 """Terminals narrower than this show an event's changes on a line of their own."""
 LEAST_CHANGES: Final = 40
@@ -82,6 +85,8 @@ def _fields(event: Event) -> Iterator[tuple[str, str]]:
         yield "commit", "unknown, this may not have been committed"
     if semconv.ERROR_TYPE in event.attributes:
         yield "error", _text(event, semconv.ERROR_TYPE)
+    if event.name in _WEB_EVENTS:
+        yield from _request_fields(event)
     changes = event.attributes.get(semconv.CHANGES)
     if isinstance(changes, dict):
         for name, sides in changes.items():
@@ -94,6 +99,16 @@ def _fields(event: Event) -> Iterator[tuple[str, str]]:
         yield "details", _text(event, semconv.DETAILS)
     if semconv.REASON in event.attributes:
         yield "reason", _text(event, semconv.REASON)
+
+
+def _request_fields(event: Event) -> Iterator[tuple[str, str]]:
+    """Of events that are about a request, which one, and from where."""
+    if event.name == semconv.REQUEST:
+        yield "request", f"{_text(event, semconv.REQUEST_METHOD)} {_text(event, semconv.ROUTE)}".strip()
+        if semconv.STATUS_CODE in event.attributes:
+            yield "status", _text(event, semconv.STATUS_CODE)
+    if semconv.CLIENT_ADDRESS in event.attributes:
+        yield "client", _text(event, semconv.CLIENT_ADDRESS)
 
 
 def _change_text(name: str, sides: Any) -> str:

@@ -126,3 +126,18 @@ def test_times_that_are_none(text: str) -> None:
     """A time that is none, or outside the calendar, is refused with examples."""
     with pytest.raises(ValueError, match="use 15m"):
         parse_when(text, now=NOW)
+
+
+def test_a_request_says_which_one() -> None:
+    """A refused request and a refused login show the route and where they came from."""
+    web = {
+        "http.request.method": "DELETE",
+        "http.route": "/tickets/<int:number>",
+        "client.address": "192.0.2.1",
+    }
+    answer = {"http.response.status_code": 403, "error.type": "403"}
+    request = make_event(name="activity.request", **web, **answer)
+    login = make_event(name="activity.auth.failed", **web)
+    shown = "\n".join(EventTable(None).lines([request, login]))
+    assert "error: 403, request: DELETE /tickets/<int:number>, status: 403, client: 192.0.2.1" in shown
+    assert shown.count("client: 192.0.2.1") == 2
