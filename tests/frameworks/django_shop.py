@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import django
 from django.conf import settings
 
-__all__ = ["AnonymousUser", "Shop", "User", "authenticate", "prepare", "user_logged_in"]
+__all__ = ["AnonymousUser", "Shop", "User", "application", "authenticate", "prepare", "user_logged_in"]
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -49,6 +49,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.auth.signals import user_logged_in
 from django.core.exceptions import PermissionDenied
 from django.core.management import call_command
+from django.core.wsgi import get_wsgi_application
 from django.db import connection
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test.utils import CaptureQueriesContext
@@ -287,3 +288,5 @@ urlpatterns = [
     path("logout/", logout),
     path("rest/", Rest.as_view()),
 ]
+
+application = get_wsgi_application()
