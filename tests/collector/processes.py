@@ -227,9 +227,14 @@ class Prometheus(Program):
 
     def value(self, expression: str) -> float:
         """The number that an expression yields now; 0 when it yields nothing."""
-        found = self._ask("query", query=expression)["result"]
+        found = self.query(expression)
         assert len(found) <= 1, f"{expression} yields {len(found)} series"
         return float(found[0]["value"][1]) if found else 0.0
+
+    def query(self, expression: str) -> list[Any]:
+        """All series that an expression yields now."""
+        found: list[Any] = self._ask("query", query=expression)["result"]
+        return found
 
     def exemplars(self, expression: str) -> list[Any]:
         """All exemplars of the last hour of the series that an expression selects."""

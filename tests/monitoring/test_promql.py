@@ -1,0 +1,134 @@
+"""Every PromQL expression, against a Prometheus that has scraped a pipeline of real processes."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+import psycopg
+import pytest
+import yaml
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind
+
+from otel_activity.embedded import free_port
+from tests.collector.pipeline import Pipeline, Receiver
+from tests.collector.processes import CONFIGURATIONS, Collector, Prometheus, answers, eventually
+from tests.monitoring.grafana import expressions, promql
+from tests.support import require_tool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.conftest import Server
+
+pytestmark = [pytest.mark.external, pytest.mark.e2e, pytest.mark.timeout(300)]
+
+CHOSEN = {"job": ".+", "before": "8s", "__range": "30s", "__rate_interval": "8s"}
+"""Prometheus scrapes every second here, so a short time holds enough."""
+LOOK_BACK = 22
+"""Seconds: more than what the expressions look back, twice ``before``."""
+
+
+class World(Pipeline):
+    """The project board with its traces and metrics, a Collector, a receiver and Prometheus."""
+
+    def __init__(self, application: str, directory: Path, program: Path, prometheus: str) -> None:
+        super().__init__(application, directory)
+        self.receiver = Receiver(directory, self.store)
+        self.collector = Collector(program, ["agent"], directory / "agent", STORE=self.receiver.address)
+        ports = {9464: self.collector.metrics, 8888: self.collector.own_metrics, 5318: self.receiver.http}
+        self.prometheus = Prometheus(prometheus, directory, ports)
+
+    def start(self) -> None:
+        """Start everything and use the board for as long as the expressions look back."""
+        for part in (self.receiver, self.collector, self.prometheus):
+            self.adopt(part)
+            part.start()
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        endpoint = f"http://127.0.0.1:{self.collector.http}"
+        board = self.application_of(
+            "project-board",
+            ["uvicorn", "project_board.app:app", "--port", str(port), "--log-level", "warning"],
+            endpoint,
+            OTEL_TRACES_EXPORTER="otlp",
+            OTEL_METRICS_EXPORTER="otlp",
+            OTEL_METRIC_EXPORT_INTERVAL="1000",
+            OTEL_BSP_SCHEDULE_DELAY="500",
+            OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+            OTEL_SEMCONV_STABILITY_OPT_IN="http,database",
+        )
+        board.start()
+        eventually(lambda: answers(f"{url}/health"), "the project board answers")
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client, statements(endpoint) as ask:
+            self._use(client, ask)
+
+    def _use(self, client: httpx.Client, ask: Callable[[str], None]) -> None:
+        """A person registers, logs in, and starts projects; statements get spans as from a driver."""
+        person = {"email": "ann@example.org", "name": "Ann", "password": "correct horse"}
+        owner = client.post("/users", json=person).raise_for_status().json()["id"]
+        client.auth = (person["email"], person["password"])
+        end = time.monotonic() + LOOK_BACK
+        while time.monotonic() < end:
+            for number in range(8):
+                body = {"owner_id": owner, "name": f"Move {number}", "budget": "1000"}
+                client.post("/projects", json=body).raise_for_status()
+            ask(self.application)
+            time.sleep(0.1)
+
+
+@contextmanager
+def statements(endpoint: str) -> Iterator[Callable[[str], None]]:
+    """Runs a statement in a span of its own, as the instrumentation of a driver makes one."""
+    resource = Resource.create({"service.name": "project-board"})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+    tracer = provider.get_tracer("statements")
+
+    def ask(dsn: str) -> None:
+        with psycopg.connect(dsn) as connection, tracer.start_as_current_span("SELECT", kind=SpanKind.CLIENT):
+            connection.execute("SELECT count(*) FROM pg_class")
+
+    yield ask
+    provider.shutdown()
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    postgres_server: Server, collector_program: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    """One that has scraped half a minute of use."""
+    application = postgres_server.create_database("monitoring")
+    program = require_tool("prometheus")
+    with closing(
+        World(application, tmp_path_factory.mktemp("monitoring"), collector_program, program)
+    ) as made:
+        made.start()
+        yield made.prometheus
+    postgres_server.drop_database("monitoring")
+
+
+@pytest.mark.parametrize("name", expressions())
+def test_every_expression_returns_data(prometheus: Prometheus, name: str) -> None:
+    """Each panel's expression runs as Grafana sends it and yields numbers."""
+    found = prometheus.query(promql(expressions()[name], CHOSEN))
+    numbers = [float(series["value"][1]) for series in found]
+    assert numbers, expressions()[name]
+    assert any(number == number for number in numbers), "not a number"
+
+
+def test_a_healthy_pipeline_raises_no_alarm(prometheus: Prometheus) -> None:
+    """None of the alert rules' expressions has a result while all is well."""
+    rules = yaml.safe_load((CONFIGURATIONS / "prometheus" / "alerts.yaml").read_text())
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            assert prometheus.query(rule["expr"]) == [], rule["alert"]
