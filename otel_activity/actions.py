@@ -5,12 +5,11 @@ Both cost next to nothing while auditing is not active, and work whenever it bec
 
 from __future__ import annotations
 
-import functools
 import inspect
 import time
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from otel_activity.blocks import Block
 from otel_activity.capture.guard import internal_error
 from otel_activity.events import Performed
 
@@ -129,9 +128,7 @@ class RunningAction:
         recorder.record(performed, options.where, entered=self._entered)
 
 
-class with_activity_logging(
-    AbstractContextManager[RunningAction], AbstractAsyncContextManager[RunningAction]
-):
+class with_activity_logging(Block[RunningAction]):
     """Log an action with its outcome and duration: a decorator, and a context manager (also ``async with``).
 
     An exception is a failure with the exception's type as ``error.type``; it goes on unchanged. The event
@@ -189,43 +186,9 @@ class with_activity_logging(
         logged: frozenset[str] = getattr(function, _MARK, frozenset())
         if self.action in logged:
             return function
-        wrapper: Any = self._wrap_async(function) if _is_async(function) else self._wrap(function)
+        wrapper = self._decorate(function)
         setattr(wrapper, _MARK, logged | {self.action})
         return wrapper  # type: ignore[no-any-return]  # the same signature, which functools.wraps keeps
-
-    def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if _recorder is None:
-                return function(*args, **kwargs)
-            running = RunningAction(self)
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as error:
-                running._end(error)
-                raise
-            running._returned(result)
-            running._end(None)
-            return result
-
-        return wrapper
-
-    def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if _recorder is None:
-                return await function(*args, **kwargs)
-            running = RunningAction(self)
-            try:
-                result = await function(*args, **kwargs)
-            except BaseException as error:
-                running._end(error)
-                raise
-            running._returned(result)
-            running._end(None)
-            return result
-
-        return wrapper
 
     def __enter__(self) -> RunningAction:
         if self._open is not None:
@@ -245,19 +208,14 @@ class with_activity_logging(
         if running is not None:
             running._end(exc)
 
-    async def __aenter__(self) -> RunningAction:
-        return self.__enter__()
+    def _begin(self) -> RunningAction:
+        return RunningAction(self)
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(exc_type, exc, traceback)
+    def _returned(self, running: RunningAction, result: Any) -> None:
+        running._returned(result)
 
+    def _end(self, running: RunningAction, error: BaseException | None) -> None:
+        running._end(error)
 
-def _is_async(function: Any) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - an object whose call is a coroutine function
-    )
+    def _idle(self) -> bool:
+        return _recorder is None

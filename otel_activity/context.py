@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import uuid_utils
 
 from otel_activity import semconv
-from otel_activity.actors import UNKNOWN_ACTOR, Actor, Finding, candidates, settle
+from otel_activity.actors import Actor, Finding, candidates, default_actor, nobody, serving, settle
+from otel_activity.blocks import Block, around_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from opentelemetry.context import Context
@@ -21,8 +26,11 @@ __all__ = [
     "bind",
     "circumstances",
     "current_context",
+    "stands_alone",
     "unbind",
 ]
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
 
 
 class RequestContext:
@@ -32,7 +40,10 @@ class RequestContext:
     late actor counts, and a session that outlives its request does not carry the actor into the next.
     """
 
-    __slots__ = ("actor", "attributes", "parent", "previous")
+    __slots__ = ("actor", "attributes", "fallback", "parent", "previous")
+
+    boundary: ClassVar = False
+    """Whether this is a request or a job of its own: another one that begins inside inherits nothing."""
 
     asks_otel: ClassVar = False
     """Whether `find_actor` has asked OpenTelemetry's context, so that nobody need ask it again."""
@@ -40,7 +51,11 @@ class RequestContext:
     def __init__(
         self, actor: Actor | None, attributes: dict[str, Any], parent: RequestContext | None
     ) -> None:
+        if self.boundary:
+            serving()
         self.actor = actor
+        self.fallback: Actor | None = None
+        """Who acts if nobody is named and nothing else knows."""
         self.attributes = attributes
         self.parent = parent
         self.previous = parent
@@ -55,6 +70,7 @@ class RequestContext:
         """
         who: Finding | None = None
         asked = False
+        fallback: Actor | None = None
         said: list[dict[str, Any]] = []
         link: RequestContext | None = self
         while link is not None:
@@ -66,13 +82,17 @@ class RequestContext:
                 if who is None:
                     who = found
             asked = asked or link.asks_otel
+            fallback = fallback or link.fallback
             link = link.parent
         if who is None and otel and not asked:
             who = settle(candidates(otel))
         merged: dict[str, Any] = {}
         for attributes in reversed(said):
             merged.update(attributes)
-        merged.update(UNKNOWN_ACTOR if who is None else who.attributes)
+        if who is None:
+            merged.update(nobody() if fallback is None else fallback.attributes())
+        else:
+            merged.update(who.attributes)
         return merged
 
     def own_attributes(self) -> dict[str, Any]:
@@ -122,19 +142,34 @@ def _leave(context: RequestContext) -> None:
         link.previous = context.previous
 
 
-class activity_context(AbstractContextManager[RequestContext], AbstractAsyncContextManager[RequestContext]):
-    """Name who acts, for everything that happens inside; usable with ``with`` and ``async with``.
+def stands_alone(context: RequestContext | None) -> bool:
+    """Whether a job that begins here has nobody to inherit the actor from: no request, nobody named."""
+    while context is not None:
+        if context.boundary or context.actor is not None:
+            return False
+        context = context.parent
+    return True
 
-    Contexts nest: what an inner one does not name, it inherits.
+
+class activity_context(Block[RequestContext]):
+    """Name who acts, for everything that happens inside: ``with``, ``async with``, or a decorator.
+
+    Contexts nest: what an inner one does not name, it inherits. It decorates functions, coroutine functions
+    and generators of both kinds; a generator's steps are inside, what its caller does between them is not.
 
     Args:
         actor: an `Actor`, or the id of a user.
         tenant: tenant id (``activity.tenant.id``).
         project: project id (``activity.project.id``).
         reason: why it is done, for the auditor (``activity.reason``).
+        job: name of a job (``activity.job.name``), low-cardinality; each run gets an id of its own. If nobody
+            is named and no request is in force, the default actor acts: the system, unless
+            ``OTEL_ACTIVITY_DEFAULT_ACTOR`` says otherwise.
 
     >>> with activity_context(actor="u-42", reason="ticket 1234"):
     ...     session.commit()  # doctest: +SKIP
+    >>> @activity_context(job="nightly-import")
+    ... def main(): ...
     """
 
     def __init__(
@@ -144,16 +179,26 @@ class activity_context(AbstractContextManager[RequestContext], AbstractAsyncCont
         tenant: str | None = None,
         project: str | None = None,
         reason: str | None = None,
+        job: str | None = None,
     ) -> None:
-        named = {semconv.TENANT_ID: tenant, semconv.PROJECT_ID: project, semconv.REASON: reason}
+        named = {
+            semconv.TENANT_ID: tenant,
+            semconv.PROJECT_ID: project,
+            semconv.REASON: reason,
+            semconv.JOB_NAME: job,
+        }
         self._actor = Actor(id=actor) if isinstance(actor, str) else actor
         self._attributes = {name: str(value) for name, value in named.items() if value is not None}
         self._entered: list[RequestContext] = []
 
+    def __call__(self, function: _F) -> _F:
+        """Decorate a function, a coroutine function or a generator function of either kind."""
+        stepwise: Any = around_steps(function, lambda: partial(_inside, self._make()))
+        return stepwise or self._decorate(function)  # type: ignore[no-any-return]  # functools.wraps keeps _F
+
     def __enter__(self) -> RequestContext:
-        context = RequestContext(self._actor, dict(self._attributes), _current.get())
+        context = self._begin()
         self._entered.append(context)
-        _current.set(context)
         return context
 
     def __exit__(
@@ -168,13 +213,28 @@ class activity_context(AbstractContextManager[RequestContext], AbstractAsyncCont
         self._entered.remove(context)
         _leave(context)
 
-    async def __aenter__(self) -> RequestContext:
-        return self.__enter__()
+    def _begin(self) -> RequestContext:
+        context = self._make()
+        _current.set(context)
+        return context
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(exc_type, exc, traceback)
+    def _end(self, running: RequestContext, error: BaseException | None) -> None:
+        _leave(running)
+
+    def _make(self) -> RequestContext:
+        outer = _current.get()
+        context = RequestContext(self._actor, dict(self._attributes), outer)
+        if semconv.JOB_NAME in context.attributes:
+            context.attributes[semconv.JOB_ID] = str(uuid_utils.uuid7())
+            context.fallback = default_actor() if stands_alone(outer) else None
+        return context
+
+
+@contextmanager
+def _inside(context: RequestContext) -> Iterator[None]:
+    """A context that is made already, for one step of a generator."""
+    token = _current.set(context)
+    try:
+        yield
+    finally:
+        _current.reset(token)

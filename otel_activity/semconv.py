@@ -59,6 +59,12 @@ USER_AGENT: Final = "user_agent.original"
 SESSION_ID: Final = "session.id"
 """A keyed hash; never the cookie."""
 
+# job
+JOB_NAME: Final = "activity.job.name"
+"""Name of a task of a queue, or of a plain job. Not ``code.function.name``: tasks are given names."""
+JOB_ID: Final = "activity.job.id"
+"""One run, retries included. Not ``messaging.message.id``: each retry is a message of its own."""
+
 # entity and table
 ENTITY_TYPE: Final = "activity.entity.type"
 ENTITY_ID: Final = "activity.entity.id"

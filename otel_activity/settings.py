@@ -43,6 +43,7 @@ ACTOR_SOURCES: Final = ("framework", "claims", "span", "baggage")
 PROXY_HEADERS: Final = ("x-forwarded-for", "forwarded")
 
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_DEFAULT_ACTOR = re.compile(r"(system|service|unknown)(:[^\s:][^\0-\x1f]{0,255})?")
 _CONNINFO = re.compile(r"\s*\w+\s*=")
 _URL = re.compile(r"(?P<scheme>[\w+.-]+:/{1,2}|/{0,2})(?P<rest>.*?)(?P<query>\?\w+=.*)?", re.DOTALL)
 _SECRET = re.compile(
@@ -225,6 +226,12 @@ def _identifier(text: str) -> str:
 def _function(text: str) -> str:
     if not _FUNCTION.fullmatch(text.strip()):
         raise ValueError("not the path of a function; use module.name:function")
+    return text.strip()
+
+
+def _default_actor(text: str) -> str:
+    if not _DEFAULT_ACTOR.fullmatch(text.strip()):
+        raise ValueError("not an actor; use system, service or unknown, or one with an id: service:billing")
     return text.strip()
 
 
@@ -423,6 +430,14 @@ FIELDS: Final[tuple[Field, ...]] = (
         "upstreams: any client can send baggage).",
     ),
     Field(
+        "default_actor",
+        "OTEL_ACTIVITY_DEFAULT_ACTOR",
+        _default_actor,
+        "Who acts where nobody is named: in jobs, and in a process that serves no requests. "
+        "system, service or unknown, or one with an id: service:billing. "
+        "Unset: system in jobs, unknown elsewhere.",
+    ),
+    Field(
         "trusted_proxies",
         "OTEL_ACTIVITY_TRUSTED_PROXIES",
         _networks,
@@ -522,6 +537,7 @@ class Settings:
     actor_resolver: str | None = None
     actor_resolver_timeout: float = 1.0
     actor_sources: tuple[str, ...] = ("framework", "claims", "span")
+    default_actor: str | None = None
     trusted_proxies: tuple[str, ...] = ()
     proxy_header: str = "x-forwarded-for"
     session_cookie: str | None = None

@@ -63,3 +63,11 @@ async def asgi(scope: object, receive: object, send: object) -> None:
 
 
 wsgi = otel_activity.ActivityWSGIMiddleware(lambda environ, start_response: [b""])
+
+
+@activity_context(job="nightly-import", actor=Actor(type="service", id="importer"))
+def job(path: str) -> int:
+    return len(path)
+
+
+count: int = job("/data")

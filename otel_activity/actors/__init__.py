@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from otel_activity.actors.actor import UNKNOWN_ACTOR, Actor, Finding, settle
 from otel_activity.actors.ambient import candidates, configure, is_asked
+from otel_activity.actors.default import default_actor, has_served, nobody, serving, use_default_actor
 from otel_activity.actors.text import ID_LENGTH, clean, is_id
 
 __all__ = [
@@ -14,7 +15,12 @@ __all__ = [
     "candidates",
     "clean",
     "configure",
+    "default_actor",
+    "has_served",
     "is_asked",
     "is_id",
+    "nobody",
+    "serving",
     "settle",
+    "use_default_actor",
 ]

@@ -14,7 +14,7 @@ from opentelemetry import trace
 from sqlalchemy.engine import Connection
 
 from otel_activity import semconv
-from otel_activity.actors import UNKNOWN_ACTOR
+from otel_activity.actors import nobody
 from otel_activity.capture.guard import internal_error
 from otel_activity.codec import encode
 from otel_activity.context import current_context
@@ -83,7 +83,7 @@ class Action:
 
     def to_event(self, unit: Unit, commit: Commit) -> Event:
         """Put the event together; see `otel_activity.events.Entry`."""
-        attributes = dict(UNKNOWN_ACTOR if self.attributes is None else self.attributes)
+        attributes = dict(nobody() if self.attributes is None else self.attributes)
         if self.actor is not None:
             _name_actor(attributes, self.actor)
         attributes.update(self.said)

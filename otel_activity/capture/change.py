@@ -10,7 +10,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from otel_activity import semconv
-from otel_activity.actors import UNKNOWN_ACTOR
+from otel_activity.actors import nobody
 from otel_activity.capture.plan import MISSING, Copied, Encoded
 from otel_activity.codec import ATOMIC
 from otel_activity.context import current_context
@@ -89,7 +89,7 @@ class Change:
         attributes[semconv.CHANGES] = plan.packed(self._changes())
         attributes[semconv.CAPTURE] = "partial" if self.partial else "full"
         attributes.update(
-            UNKNOWN_ACTOR if self.attributes is None else plan.redactor.scrub_shared(self.attributes)
+            nobody() if self.attributes is None else plan.redactor.scrub_shared(self.attributes)
         )
         event = Event(
             id=str(uuid_utils.uuid7()),

@@ -1,10 +1,12 @@
-"""Web frameworks: one file each, hooked in when the framework is imported, never importing it."""
+"""Frameworks: one file each, hooked in when the framework is imported, never importing it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from otel_activity.actors import use_default_actor
 from otel_activity.frameworks import requests, web
+from otel_activity.frameworks.celery import CeleryTasks
 from otel_activity.frameworks.django import DjangoLogins, DjangoRequests
 from otel_activity.frameworks.flask import FlaskLogins, FlaskRequests
 from otel_activity.frameworks.security import SecurityLog
@@ -20,11 +22,12 @@ __all__ = ["WebHooks"]
 
 
 class WebHooks:
-    """Everything that is hooked into web frameworks, installed and removed as one.
+    """Everything that is hooked into frameworks, installed and removed as one.
 
     Args:
         settings: what is asked and believed.
-        flush: called in a thread when an ASGI application has shut down; None for nothing.
+        flush: called in a thread when an ASGI application has shut down, and when a process of a Celery
+            worker ends; None for nothing.
         sink: where security and request events go; None for nowhere.
     """
 
@@ -47,12 +50,14 @@ class WebHooks:
             DjangoRequests(),
             DjangoLogins(log),
             requests.ErrorSignals(),
+            CeleryTasks(flush),
         )
 
     def install(self) -> None:
         """Hook into the frameworks that are loaded, and into the others when they are."""
         web.configure(self._settings)
         requests.configure(self._settings.requests, self._sink)
+        use_default_actor(self._settings.default_actor)
         for hook in self._hooks:
             hook.install()
 
@@ -60,5 +65,6 @@ class WebHooks:
         """Put everything back."""
         for hook in reversed(self._hooks):
             hook.uninstall()
+        use_default_actor(None)
         requests.configure()
         web.configure()

@@ -82,7 +82,7 @@ class MethodHook(_ModuleHook):
 
 
 class SignalHook(_ModuleHook):
-    """One receiver of one signal, Django's or blinker's.
+    """One receiver of one signal, Django's, Celery's or blinker's.
 
     Args:
         module: where the signal is.
@@ -106,7 +106,7 @@ class SignalHook(_ModuleHook):
 class Hooks:
     """Several hooks, installed and removed as one."""
 
-    def __init__(self, *hooks: MethodHook | SignalHook) -> None:
+    def __init__(self, *hooks: MethodHook | SignalHook | Hooks) -> None:
         self._hooks = hooks
 
     def install(self) -> None:

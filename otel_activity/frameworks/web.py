@@ -72,9 +72,10 @@ def configure(settings: Settings | None = None) -> None:
     actors.configure(given.actor_sources)
 
 
-def _is_inside_a_request() -> bool:
+def _is_inside_another() -> bool:
+    """Whether a request or a job is in force."""
     link = current_context()
-    while link is not None and not isinstance(link, WebContext):
+    while link is not None and not link.boundary:
         link = link.parent
     return link is not None
 
@@ -133,10 +134,11 @@ class WebContext(RequestContext):
     )
 
     asks_otel = True
+    boundary = True
 
     def __init__(self, native: Any, peer: Any, header: Callable[[Any, str], list[str]]) -> None:
-        # A request inherits what the program opened around it, and nothing from another request.
-        inner = _is_inside_a_request()
+        # A request inherits what the program opened around it, and nothing from another request or a job.
+        inner = _is_inside_another()
         super().__init__(None, {}, None if inner else current_context())
         self.native = native
         self.peer = peer

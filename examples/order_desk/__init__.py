@@ -1,0 +1,1 @@
+"""Flask takes orders, Celery works on them. Nothing here knows that it is audited."""
