@@ -86,15 +86,14 @@ def rows(dsn: str, statement: str) -> list[tuple[str | None, ...]]:
 
 
 @pytest.mark.parametrize(
-    "pool",
+    ("delivery", "pool"),
     [
-        ("prefork", "--concurrency", "3", "--max-tasks-per-child", "40"),
-        ("threads", "--concurrency", "8"),
-        ("gevent", "--concurrency", "50"),
+        ("best_effort", ("prefork", "--concurrency", "3", "--max-tasks-per-child", "40")),
+        ("durable", ("threads", "--concurrency", "8")),
     ],
-    ids=lambda pool: pool[0],
+    ids=["prefork", "threads"],
 )
-def test_a_worker(world: World, broker: str, free_port: int, pool: tuple[str, ...]) -> None:
+def test_a_worker(world: World, broker: str, free_port: int, delivery: str, pool: tuple[str, ...]) -> None:
     """150 users' orders, packed, shipped and billed by 450 tasks, 30 of them retried after a rollback.
 
     Batches are sent once a minute only: what is stored was delivered by processes that ended, each after 40
@@ -103,6 +102,7 @@ def test_a_worker(world: World, broker: str, free_port: int, pool: tuple[str, ..
     environment = {
         "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")]),
         "CELERY_BROKER_URL": broker,
+        "OTEL_ACTIVITY_DELIVERY": delivery,
         "OTEL_BLRP_SCHEDULE_DELAY": "60000",
     }
     web = world.start(
