@@ -123,7 +123,8 @@ def test_a_worker(world: World, broker: str, free_port: int, delivery: str, pool
     for process in (web, worker):
         process.send_signal(signal.SIGTERM)
     for process in (web, worker):
-        assert process.wait(timeout=60) == 0
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
 
     written = rows(world.application, "SELECT 'Step', id::text, owner FROM steps") + rows(
         world.application, "SELECT 'Order', id::text, owner FROM orders"
