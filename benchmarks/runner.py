@@ -154,7 +154,7 @@ class Round(msgspec.Struct, kw_only=True, frozen=True):
 class _Client:
     """A client process, ready after its warm-up."""
 
-    def __init__(self, job: Job, store: str | None) -> None:
+    def __init__(self, job: Job, store: str | None, settings: dict[str, str]) -> None:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "PG"))
         }
@@ -162,6 +162,7 @@ class _Client:
         if store is not None:
             environment["OTEL_ACTIVITY_POSTGRES_DSN"] = store
             environment["OTEL_ACTIVITY_JOURNAL_DIR"] = self._journal.name
+            environment |= settings
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.client"],
             stdin=subprocess.PIPE,
@@ -274,9 +275,8 @@ class Runner:
             seed=seed,
             core=self._core,
         )
-        return _Client(
-            job, self._server.dsn(self._databases.store(variant), port=port) if variant.store else None
-        )
+        store = self._server.dsn(self._databases.store(variant), port=port) if variant.store else None
+        return _Client(job, store, variant.settings)
 
     def _block(self, client: _Client, count: int) -> Measured:
         before = self._server.cpu_seconds()

@@ -30,19 +30,32 @@ class Variant(msgspec.Struct, frozen=True):
         title: what it is, for people.
         triggers: whether the application's tables have row-level triggers.
         store: where our events go: ``same`` database, ``other`` database of the server, or None for nowhere.
+        delivery: ``OTEL_ACTIVITY_DELIVERY``.
+        proof: ``OTEL_ACTIVITY_COMMIT_PROOF``.
     """
 
     name: str
     title: str
     triggers: bool = False
     store: str | None = None
+    delivery: str = "best_effort"
+    proof: str = "off"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Environment of its client, the address of the store apart."""
+        return {"OTEL_ACTIVITY_DELIVERY": self.delivery, "OTEL_ACTIVITY_COMMIT_PROOF": self.proof}
 
 
 BASE: Final = Variant("none", "without auditing")
 VARIANTS: Final = (
     Variant("triggers", "row triggers, 33 columns, 7 indexes", triggers=True),
-    Variant("same", "otel_activity, store in the same database", store="same"),
-    Variant("other", "otel_activity, store in another database", store="other"),
+    Variant("same", "otel_activity, best_effort, store in the same database", store="same"),
+    Variant("other", "otel_activity, best_effort, store in another database", store="other"),
+    Variant(
+        "durable", "otel_activity, durable, store in another database", store="other", delivery="durable"
+    ),
+    Variant("proven", "the same with proof of commit", store="other", delivery="durable", proof="auto"),
 )
 
 
