@@ -14,12 +14,12 @@ import psycopg
 
 from otel_activity.cli.demo_reconcile import EntityEvent, Reconciliation, reconcile
 from otel_activity.cli.demo_store import DemoStore, application_url
-from otel_activity.embedded import EmbeddedPostgres, free_port
+from otel_activity.embedded import EmbeddedPostgres
 from otel_activity.postgres import schema
-from tests.collector.processes import Program, answers, eventually, instrumented, otel_activity
+from tests.collector.processes import Program, answers, eventually, instrumented, otel_activity, reserved_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Board", "Pipeline", "Receiver"]
 
@@ -31,7 +31,7 @@ class Receiver(Program):
     """``otel-activity receive`` on a port of its own."""
 
     def __init__(self, directory: Path, store: str) -> None:
-        self.grpc, self.http = free_port(), free_port()
+        self.grpc, self.http = reserved_port(), reserved_port()
         super().__init__(
             f"receive-{self.grpc}",
             directory,
@@ -57,6 +57,9 @@ class Pipeline:
         directory: for logs and data.
     """
 
+    endpoint: str
+    """Where the applications send, OTLP over HTTP."""
+
     def __init__(self, application: str, directory: Path) -> None:
         self.directory = directory
         self.application = application
@@ -80,8 +83,8 @@ class Pipeline:
         """End everything."""
         self._stack.close()
 
-    def application_of(self, name: str, command: list[str], endpoint: str, **variables: str) -> Program:
-        """A program under ``opentelemetry-instrument`` that sends its audit events to an OTLP endpoint."""
+    def application_of(self, name: str, command: list[str], **variables: str) -> Program:
+        """A program under ``opentelemetry-instrument`` that sends its audit events to `endpoint`."""
         instance = str(uuid.uuid4())
         self.instances.append(instance)
         environment = {
@@ -89,7 +92,7 @@ class Pipeline:
             "OTEL_SERVICE_NAME": name,
             "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
             "OTEL_ACTIVITY_EXPORTERS": "otlp",
-            "OTEL_ACTIVITY_OTLP_ENDPOINT": endpoint,
+            "OTEL_ACTIVITY_OTLP_ENDPOINT": self.endpoint,
             "OTEL_BLRP_SCHEDULE_DELAY": "100",
             "OTEL_TRACES_EXPORTER": "none",
             "OTEL_METRICS_EXPORTER": "none",
@@ -100,6 +103,20 @@ class Pipeline:
         program = Program(name, self.directory, instrumented(command), environment, lambda: True)
         self.adopt(program)
         return program
+
+    def price_list(
+        self, label: str, *, articles: int, pause: float = 0, **variables: str
+    ) -> Callable[[], None]:
+        """Start the price list's job; the returned function waits for its end."""
+        arguments = ["--articles", str(articles), "--label", label, "--pause", str(pause)]
+        command = ["python", "-m", "price_list.job", *arguments]
+        program = self.application_of("price-list", command, **variables)
+        program.start()
+
+        def finish() -> None:
+            assert program.wait() == 0, program.log.read_text()[-4000:]
+
+        return finish
 
     # --- the truth --------------------------------------------------------------------------------
 
@@ -135,13 +152,12 @@ def _with_parts(event: EntityEvent) -> EntityEvent:
 class Board:
     """The project board: a web application, used over HTTP."""
 
-    def __init__(self, pipeline: Pipeline, endpoint: str) -> None:
-        port = free_port()
+    def __init__(self, pipeline: Pipeline) -> None:
+        port = reserved_port()
         self.url = f"http://127.0.0.1:{port}"
         self.program = pipeline.application_of(
             "project-board",
             ["uvicorn", "project_board.app:app", "--port", str(port), "--log-level", "warning"],
-            endpoint,
         )
         self.program.start()
         eventually(lambda: answers(f"{self.url}/health"), "the project board answers")

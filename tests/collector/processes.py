@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -13,10 +14,11 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_activity.embedded import bound_to_this_process, free_port
+from otel_activity.embedded import bound_to_this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +33,13 @@ __all__ = [
     "eventually",
     "instrumented",
     "otel_activity",
+    "reserved_port",
 ]
 
 CONFIGURATIONS: Final = Path(__file__).parents[2] / "collector-config"
 _BIN: Final = Path(sys.executable).parent
+_PORTS: Final = iter(random.sample(range(15_000, 32_000), 17_000))
+"""Below those that Linux hands out (32768 and up), each once."""
 TOPIC_SETTINGS: Final = ("max.message.bytes=16777216",)
 
 
@@ -44,6 +49,19 @@ def eventually(check: Callable[[], object], what: str, timeout: float = 60) -> N
     while not check():
         assert time.monotonic() < deadline, f"within {timeout} s: {what}"
         time.sleep(0.05)
+
+
+def reserved_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on, and that no outgoing connection takes meanwhile.
+
+    A program here is killed and started again on the same port; one that the kernel hands out by itself
+    could be gone by then.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def answers(url: str) -> bool:
@@ -151,7 +169,7 @@ class Collector(Program):
     ) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self.grpc, self.http, self.metrics, self.own_metrics, health = (free_port() for _ in range(5))
+        self.grpc, self.http, self.metrics, self.own_metrics, health = (reserved_port() for _ in range(5))
         files = [str(CONFIGURATIONS / f"{name}.yaml") for name in configurations]
         settings = {
             "OTLP_GRPC": f"127.0.0.1:{self.grpc}",
@@ -172,10 +190,15 @@ class Collector(Program):
             lambda: answers(f"http://127.0.0.1:{health}"),
         )
 
+    @property
+    def endpoint(self) -> str:
+        """Where applications send, OTLP over HTTP."""
+        return f"http://127.0.0.1:{self.http}"
+
     def send_logs(self, request: dict[str, Any]) -> None:
         """Post logs in OTLP's JSON; fails unless they are taken."""
         post = urllib.request.Request(
-            f"http://127.0.0.1:{self.http}/v1/logs",
+            f"{self.endpoint}/v1/logs",
             data=json.dumps(request).encode(),
             headers={"Content-Type": "application/json"},
         )
@@ -208,7 +231,7 @@ class Prometheus(Program):
     """
 
     def __init__(self, program: str, directory: Path, ports: Mapping[int, int]) -> None:
-        port = free_port()
+        port = reserved_port()
         self.url = f"http://127.0.0.1:{port}"
         settings = (CONFIGURATIONS / "prometheus.yaml").read_text().replace("15s", "1s")
         for usual, actual in ports.items():
@@ -258,7 +281,7 @@ class Kafka(Program):
     """
 
     def __init__(self, jars: Path, directory: Path, partitions: int) -> None:
-        self.port, controller = free_port(), free_port()
+        self.port, controller = reserved_port(), reserved_port()
         self.address = f"127.0.0.1:{self.port}"
         self._java = [str(shutil.which("java")), "-XX:TieredStopAtLevel=1", "-cp", f"{jars}/*"]
         self._partitions = partitions
@@ -293,12 +316,15 @@ class Kafka(Program):
             *(part for setting in TOPIC_SETTINGS for part in ("--config", setting)),
         )
 
-    def committed(self) -> str:
-        """The group's offsets and lag, as Kafka's own tool shows them."""
-        return self._run(
+    def lags(self) -> list[int]:
+        """For each partition that a gateway has ever read: how many messages are not committed."""
+        table = self._run(
             "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
             *("--bootstrap-server", self.address, "--describe", "--group", "otel-activity"),
         )
+        rows = [line.split() for line in table.splitlines() if line.strip()]
+        column = rows[0].index("LAG")
+        return [int(row[column]) for row in rows[1:] if row[column].isdigit()]
 
     def _run(self, *command: str) -> str:
         done = subprocess.run([*self._java, *command], capture_output=True, text=True, timeout=120)

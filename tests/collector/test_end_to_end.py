@@ -41,29 +41,17 @@ class World(Pipeline):
             5318: self.receiver.http,
         }
         self.prometheus = Prometheus(prometheus, directory, ports)
-        self.endpoint = f"http://127.0.0.1:{self.collector.http}"
+        self.endpoint = self.collector.endpoint
 
     def start(self) -> None:
         """Start everything, let the applications create their tables, and put triggers on them."""
         for part in (self.receiver, self.collector, self.prometheus):
             self.adopt(part)
             part.start()
-        self.board = Board(self, self.endpoint)
+        self.board = Board(self)
         self.price_list("setup", articles=0)()
         self.truth.watch()
         self.board.begin()
-
-    def price_list(self, label: str, *, articles: int, pause: float = 0, **variables: str) -> Any:
-        """Start the job; the returned function waits for its end."""
-        arguments = ["--articles", str(articles), "--label", label, "--pause", str(pause)]
-        command = ["python", "-m", "price_list.job", *arguments]
-        program = self.application_of("price-list", command, self.endpoint, **variables)
-        program.start()
-
-        def finish() -> None:
-            assert program.wait() == 0, program.log.read_text()[-4000:]
-
-        return finish
 
 
 @pytest.fixture(scope="module")
