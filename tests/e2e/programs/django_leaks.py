@@ -5,6 +5,7 @@ Users are found late: by a lazy object, in the view, or by Django REST framework
 
 import asyncio
 import os
+import threading
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
@@ -42,6 +43,18 @@ dsn = os.environ["DATABASE_URL"]
 engine = create_engine(dsn, pool_size=3, max_overflow=0)
 # Under WSGI each async view has an event loop of its own, so its connections cannot be kept.
 async_engine = create_async_engine(dsn.replace("+psycopg", "+asyncpg"), poolclass=NullPool)
+
+
+async def connect_once():
+    async with async_engine.connect():
+        pass
+
+
+# Under WSGI each async view has a loop of its own. SQLAlchemy makes the first connection of an engine under an
+# asyncio lock, which two loops must not wait for at once: so it is made before there are requests.
+first = threading.Thread(target=lambda: asyncio.run(connect_once()))
+first.start()
+first.join()
 
 
 class User:
