@@ -50,7 +50,7 @@ async def connect_once():
         pass
 
 
-# Under WSGI each async view has a loop of its own. SQLAlchemy makes the first connection of an engine under an
+# Under WSGI each async view has a loop of its own. SQLAlchemy makes an engine's first connection under an
 # asyncio lock, which two loops must not wait for at once: so it is made before there are requests.
 first = threading.Thread(target=lambda: asyncio.run(connect_once()))
 first.start()
