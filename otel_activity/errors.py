@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 __all__ = [
     "ActivityError",
     "ConfigurationError",
@@ -10,7 +12,25 @@ __all__ = [
     "SchemaError",
     "StoreRefused",
     "StoreUnavailable",
+    "without_messages",
 ]
+
+
+def without_messages(error: BaseException | None) -> str:
+    """The traceback of an error and of its causes, for a log. No messages: they may quote values."""
+    if error is None:
+        return ""
+    found = traceback.TracebackException.from_exception(error)
+    lines: list[str] = []
+    seen: set[int] = set()
+    part: traceback.TracebackException | None = found
+    while part is not None and id(part) not in seen:
+        seen.add(id(part))
+        kind = part.exc_type
+        name = "error" if kind is None else f"{kind.__module__}.{kind.__qualname__}"
+        lines.insert(0, f"{''.join(part.stack.format())}{name}")
+        part = part.__cause__ or (None if part.__suppress_context__ else part.__context__)
+    return "\n".join(lines)
 
 
 class ActivityError(Exception):

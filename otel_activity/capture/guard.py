@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Final
+
+from otel_activity.errors import without_messages
 
 __all__ = ["internal_error"]
 
@@ -19,8 +22,9 @@ def internal_error(where: str) -> None:
     if now - _last.get(where, -_WINDOW) < _WINDOW:
         return
     _last[where] = now
-    _logger.exception(
+    _logger.error(
         "otel_activity: internal error in %s; the application is not affected, but an event "
-        "may be missing. Please report it",
+        "may be missing. Please report it\n%s",
         where,
+        without_messages(sys.exc_info()[1]),
     )

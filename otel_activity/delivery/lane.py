@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_activity.delivery.ages import Ages
 from otel_activity.delivery.backoff import Backoff
-from otel_activity.errors import ExportError
+from otel_activity.errors import ExportError, without_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,9 +25,14 @@ _PATIENCE: Final = 10.0
 
 
 def log_safely(level: int, line: str, *args: object, exc_info: bool = False) -> None:
-    """Log one line. The application's handlers and filters may raise; here that would cost events."""
+    """Log one line. The application's handlers and filters may raise; here that would cost events.
+
+    `exc_info` adds where the error being handled was raised, without its message.
+    """
     try:
-        _logger.log(level, line, *args, exc_info=exc_info)
+        if exc_info:
+            line, args = f"{line}\n%s", (*args, without_messages(sys.exc_info()[1]))
+        _logger.log(level, line, *args)
     except Exception:  # noqa: BLE001 - there is no better place to tell
         return
 
