@@ -267,6 +267,7 @@ def main() -> None:
     def _ignored(context: Any) -> None:
         """The application's own errors are its own business."""
 
+    Base.metadata.drop_all(engine)
     Base.metadata.create_all(engine)
     rows(engine)
     statements(engine)
