@@ -248,7 +248,7 @@ def relay_journals(directory: Path, *, timeout: float, **settings: Any) -> Relay
     Raises:
         ConfigurationError: a setting is wrong, or nothing says where events go.
     """
-    resolved = Settings.from_env(**settings)
+    resolved = Settings.from_env(**settings, delivery="durable", logger_provider="own")
     if not resolved.active:
         fix = "set OTEL_ACTIVITY_POSTGRES_DSN or OTEL_ACTIVITY_EXPORTERS"
         raise ConfigurationError("OTEL_ACTIVITY_EXPORTERS", "", "nothing says where events go", fix)
@@ -261,6 +261,7 @@ def relay_journals(directory: Path, *, timeout: float, **settings: Any) -> Relay
         home=directory,
         others=[path for path in sorted(directory.iterdir()) if path.is_dir()],
         writes=False,
+        resolver=_resolver(resolved),
     )
     delivery.start()
     done = delivery.flush(timeout, pipeline.poke)

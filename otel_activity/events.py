@@ -204,12 +204,15 @@ class Proof(msgspec.Struct, frozen=True, array_like=True):
         timeline: of the cluster's history when the id was read; after a failover ids are given out again.
         database: name of the database.
         xid: full id of the transaction, 64 bit.
+        run: which run of the server gave it out, from one crash to the next. A crash may lose that an id was
+            given out, and then the same id is given to another transaction.
     """
 
     system: str
     timeline: int
     database: str
     xid: int
+    run: str = ""
 
     def __str__(self) -> str:
         """As events say it: system identifier, timeline and id."""

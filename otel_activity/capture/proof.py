@@ -45,6 +45,7 @@ class Cluster(NamedTuple):
     system: str
     timeline: int
     database: str
+    run: str
 
 
 class ProofReader:
@@ -99,11 +100,11 @@ class ProofReader:
             return None
         finally:
             connection.rollback()
-        system, timeline, database, allowed = row
+        system, timeline, database, allowed, run = row
         if not allowed:
             self._tell("EXECUTE on pg_current_xact_id_if_assigned() is revoked")
             return None
-        return None if timeline is None else Cluster(system, int(timeline, 16), database)
+        return None if timeline is None else Cluster(system, int(timeline, 16), database, run or "")
 
     def _tell(self, why: str) -> None:
         if not self._told:
@@ -155,7 +156,7 @@ class ProofReader:
         cluster, xid = transaction.cluster, transaction.xid
         if cluster is None or xid is None:
             return None
-        return Proof(cluster.system, cluster.timeline, cluster.database, xid)
+        return Proof(cluster.system, cluster.timeline, cluster.database, xid, cluster.run)
 
 
 def _row(connection: Any, query: str) -> Any:

@@ -29,11 +29,22 @@ __all__ = ["relay"]
     show_default=True,
     help="Seconds after which it gives up; what is left stays in the journals.",
 )
+@click.option(
+    "--without-proof",
+    is_flag=True,
+    help="Ask no database what became of transactions that a crash left open: deliver them as unknown.",
+)
 @json_option
 @store_options
 @click.pass_context
 def relay(
-    ctx: click.Context, dsn: str | None, schema: str, directory: Path, timeout: float, as_json: bool
+    ctx: click.Context,
+    dsn: str | None,
+    schema: str,
+    directory: Path,
+    timeout: float,
+    without_proof: bool,
+    as_json: bool,
 ) -> None:
     """Deliver the journals of dead processes, and remove what was delivered.
 
@@ -42,7 +53,13 @@ def relay(
     """
     from otel_activity.api import relay_journals
 
-    found = relay_journals(directory, timeout=timeout, postgres_dsn=dsn, postgres_schema=schema)
+    found = relay_journals(
+        directory,
+        timeout=timeout,
+        postgres_dsn=dsn,
+        postgres_schema=schema,
+        commit_proof="off" if without_proof else None,
+    )
     if as_json:
         say(json_line({"events": found.events, "lost_records": found.lost_records, "left": found.left}))
     else:

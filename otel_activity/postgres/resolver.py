@@ -1,7 +1,10 @@
 """Asks databases what became of transactions: ``pg_xact_status()`` on a connection of its own.
 
 An answer counts only from the cluster and the timeline that the id comes from. After a failover to a replica
-that lagged, the same id is given out again, to another transaction.
+that lagged, the same id is given out again, to another transaction. So it may be after a crash of the server:
+an id is in the log only with the first record that was flushed. "Aborted" is then still true (who had
+committed had flushed its id); "committed" may be the other one's, and is unknown. A crash shows in the
+statistics, which the server discards when it recovers from one, and keeps over an orderly restart.
 """
 
 from __future__ import annotations
@@ -96,9 +99,9 @@ class TransactionResolver:
         for dsn in self._addresses(system):
             try:
                 with closing(connect(dsn, connect_timeout=_PATIENCE, patience=_PATIENCE)) as connection:
-                    timeline = _timeline(connection, system)
-                    if timeline is not None:
-                        return [_verdict(connection, proof, timeline) for proof in proofs]
+                    where = _whereabouts(connection, system)
+                    if where is not None:
+                        return [_verdict(connection, proof, *where) for proof in proofs]
             except psycopg.Error as error:
                 trouble = StoreUnavailable(
                     f"the database of undecided transactions cannot be asked ({type(error).__name__})"
@@ -115,15 +118,15 @@ class TransactionResolver:
         yield from self._known.get(system, ())
 
 
-def _timeline(connection: PatientConnection, system: str) -> int | None:
-    """The timeline of the cluster; None when it is another one, or a standby, which does not know the end."""
+def _whereabouts(connection: PatientConnection, system: str) -> tuple[int, str] | None:
+    """Timeline and run of the cluster; None when it is another one, or a standby, which knows no end."""
     row: Any = connection.execute(statement("read_cluster", "")).fetchone()
     if row is None or row[0] != system or row[1] is None:
         return None
-    return int(row[1], 16)
+    return int(row[1], 16), row[2] or ""
 
 
-def _verdict(connection: PatientConnection, proof: Proof, timeline: int) -> Verdict:
+def _verdict(connection: PatientConnection, proof: Proof, timeline: int, run: str) -> Verdict:
     if timeline != proof.timeline:
         return Verdict.UNKNOWN
     try:
@@ -132,7 +135,8 @@ def _verdict(connection: PatientConnection, proof: Proof, timeline: int) -> Verd
         if error.sqlstate == _IN_THE_FUTURE:
             return Verdict.UNKNOWN
         raise
-    return _VERDICTS.get(None if row is None else row[0], Verdict.UNKNOWN)
+    verdict = _VERDICTS.get(None if row is None else row[0], Verdict.UNKNOWN)
+    return Verdict.UNKNOWN if verdict is Verdict.COMMITTED and run != proof.run else verdict
 
 
 def conninfo_of(url: URL) -> str:

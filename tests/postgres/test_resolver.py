@@ -8,6 +8,8 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from otel_activity.capture import ProofReader
+from otel_activity.embedded import EmbeddedPostgres
 from otel_activity.errors import StoreUnavailable
 from otel_activity.events import Proof, Verdict
 from otel_activity.postgres.resolver import TransactionResolver, conninfo_of
@@ -20,9 +22,12 @@ class Cluster(NamedTuple):
     dsn: str
     system: str
     timeline: int
+    run: str
 
-    def proof(self, xid: int, *, timeline: int | None = None, system: str | None = None) -> Proof:
-        return Proof(system or self.system, timeline or self.timeline, "app", xid)
+    def proof(
+        self, xid: int, *, timeline: int | None = None, system: str | None = None, run: str | None = None
+    ) -> Proof:
+        return Proof(system or self.system, timeline or self.timeline, "app", xid, run or self.run)
 
 
 @pytest.fixture
@@ -30,11 +35,11 @@ def cluster(postgres_dsn: str) -> Iterator[Cluster]:
     """A database and what its cluster calls itself."""
     with psycopg.connect(postgres_dsn, autocommit=True) as connection:
         row = connection.execute(
-            "SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
-            " FROM pg_control_system()"
+            "SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),"
+            " (SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal) FROM pg_control_system()"
         ).fetchone()
         assert row is not None
-        yield Cluster(postgres_dsn, row[0], int(row[1], 16))
+        yield Cluster(postgres_dsn, row[0], int(row[1], 16), row[2])
 
 
 def begin(connection: psycopg.Connection) -> int:
@@ -68,6 +73,35 @@ def test_another_timeline_is_unknown(cluster: Cluster) -> None:
         committed = begin(connection)
     proof = cluster.proof(committed, timeline=cluster.timeline + 1)
     assert TransactionResolver([cluster.dsn]).resolve([proof]) == [Verdict.UNKNOWN]
+
+
+def test_after_a_crash_only_aborted_is_certain(cluster: Cluster) -> None:
+    """A crash may lose that an id was given out: "committed" may then be another transaction's answer."""
+    with psycopg.connect(cluster.dsn) as connection:
+        committed = begin(connection)
+        connection.commit()
+        aborted = begin(connection)
+        connection.rollback()
+    proofs = [cluster.proof(xid, run="0") for xid in (committed, aborted)]
+    assert TransactionResolver([cluster.dsn]).resolve(proofs) == [Verdict.UNKNOWN, Verdict.ABORTED]
+
+
+def test_a_crash_of_the_server_is_noticed() -> None:
+    """The server discards its statistics when it recovers, and keeps them over an orderly restart."""
+    with EmbeddedPostgres() as server:
+        runs = [_run(server.dsn())]
+        for how in ("fast", "immediate"):
+            server.restart(how)
+            runs.append(_run(server.dsn()))
+    assert runs[0] == runs[1] != runs[2]
+
+
+def _run(dsn: str) -> str:
+    reader = ProofReader()
+    with psycopg.connect(dsn) as connection:
+        found = reader._ask(connection)
+    assert found is not None
+    return found.run
 
 
 def test_another_cluster_is_not_asked(cluster: Cluster) -> None:
