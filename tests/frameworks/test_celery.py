@@ -11,6 +11,7 @@ import pytest
 from celery import Celery, chain, chord, group, signals
 from celery.app.trace import build_tracer
 from celery.contrib.testing.worker import start_worker
+from celery.signals import setup_logging
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy import create_engine
@@ -89,14 +90,22 @@ class Shop:
         self.app.conf.task_always_eager = False
 
 
+def leave_logging_alone(**_: Any) -> None:
+    """Somebody listens, so Celery does not set up the logging of the whole process, which the tests share."""
+
+
 @pytest.fixture(scope="module")
 def working() -> Iterator[Shop]:
     """The application with one worker of 16 threads, for all tests: it takes seconds to stop."""
     shop = Shop()
-    with start_worker(
-        shop.app, pool="threads", concurrency=16, perform_ping_check=False, shutdown_timeout=30
-    ):
-        yield shop
+    setup_logging.connect(leave_logging_alone)
+    try:
+        with start_worker(
+            shop.app, pool="threads", concurrency=16, perform_ping_check=False, shutdown_timeout=30
+        ):
+            yield shop
+    finally:
+        setup_logging.disconnect(leave_logging_alone)
 
 
 @pytest.fixture
