@@ -73,16 +73,17 @@ class _Runtime:
         self.metrics = instruments()
         for lane in self.pipeline.lanes:
             lane.attempted = self.metrics.exported
+        redactor = Redactor.configured(settings)
         self.capture = SQLAlchemyCapture(
             MeteredDelivery(self.delivery, self.metrics),
-            redactor=Redactor.configured(settings),
+            redactor=redactor,
             include=settings.include,
             exclude=settings.exclude,
             fetch_before=settings.fetch_before,
             value_length_limit=settings.value_length_limit,
             proofs=_proofs(self.delivery, resolver),
         )
-        self.web = WebHooks(settings, self.flush, self.capture.actions)
+        self.web = WebHooks(settings, self.flush, self.capture.actions, redactor.scrub_attributes)
         self.signals = _TermHandler(self.flush, self.abandon)
 
     def start(self) -> None:

@@ -82,9 +82,10 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
     """
     resolved = Settings.from_env({}, **settings)
     recorder = Recorder()
+    redactor = Redactor.configured(resolved)
     capture = SQLAlchemyCapture(
         recorder,
-        redactor=Redactor.configured(resolved),
+        redactor=redactor,
         include=resolved.include,
         exclude=resolved.exclude,
         fetch_before=resolved.fetch_before,
@@ -92,7 +93,7 @@ def recorded_events(**settings: Any) -> Iterator[Recorder]:
     )
     capture.install()
     actions.use(capture.actions)
-    web = WebHooks(resolved, sink=capture.actions)
+    web = WebHooks(resolved, sink=capture.actions, scrub=redactor.scrub_attributes)
     web.install()
     try:
         yield recorder

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otel_activity.actors import use_default_actor
 from otel_activity.frameworks import requests, web
-from otel_activity.frameworks.celery import CeleryTasks
+from otel_activity.frameworks.celery import CeleryTasks, scrub_with
 from otel_activity.frameworks.django import DjangoLogins, DjangoRequests
 from otel_activity.frameworks.flask import FlaskLogins, FlaskRequests
 from otel_activity.frameworks.security import SecurityLog
@@ -29,6 +29,7 @@ class WebHooks:
         flush: called in a thread when an ASGI application has shut down, and when a process of a Celery
             worker ends; None for nothing.
         sink: where security and request events go; None for nowhere.
+        scrub: removes what looks like a secret from attributes that leave the process with a task's message.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class WebHooks:
         settings: Settings,
         flush: Callable[[], object] | None = None,
         sink: ActionSink | None = None,
+        scrub: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         self._settings = settings
+        self._scrub = scrub
         lifespan = () if flush is None else (LifespanFlush(flush),)
         self._sink = sink
         log = SecurityLog(sink)
@@ -58,6 +61,7 @@ class WebHooks:
         web.configure(self._settings)
         requests.configure(self._settings.requests, self._sink)
         use_default_actor(self._settings.default_actor)
+        scrub_with(self._scrub)
         for hook in self._hooks:
             hook.install()
 
@@ -66,5 +70,6 @@ class WebHooks:
         for hook in reversed(self._hooks):
             hook.uninstall()
         use_default_actor(None)
+        scrub_with(None)
         requests.configure()
         web.configure()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
-__all__ = ["HEADER", "CeleryTasks", "JobContext", "carried_now"]
+__all__ = ["HEADER", "CeleryTasks", "JobContext", "carried_now", "scrub_with"]
 
 HEADER: Final = "otel_activity"
 """The message header: one text, because brokers disagree about what else a header may be."""
@@ -140,10 +140,24 @@ def _actor(carried: _Actor) -> Actor:
     return found
 
 
+class _Scrubbing:
+    """What removes secrets from attributes. Of the process: Celery's signals carry nothing of ours."""
+
+    of: Callable[[dict[str, Any]], dict[str, Any]] = dict
+
+
+def scrub_with(scrub: Callable[[dict[str, Any]], dict[str, Any]] | None) -> None:
+    """Set what removes secrets from what messages carry; None for nothing."""
+    _Scrubbing.of = scrub or dict
+
+
 def carried_now() -> str:
-    """The header of a message that is published here and now; empty if there is nothing to carry."""
+    """The header of a message that is published here and now; empty if there is nothing to carry.
+
+    It leaves the process: what looks like a secret does not go with it.
+    """
     context = current_context()
-    said = circumstances(context, otel_context.get_current()) or nobody()
+    said = _Scrubbing.of(circumstances(context, otel_context.get_current()) or nobody())
     span: dict[str, str] = {}
     _propagator.inject(span)
     carried = _Carried(

@@ -36,10 +36,7 @@ class Receiver(Program):
             f"receive-{self.grpc}",
             directory,
             otel_activity("receive", "--grpc-port", str(self.grpc), "--http-port", str(self.http)),
-            {
-                "OTEL_ACTIVITY_POSTGRES_DSN": store,
-                "PYTHONPATH": __import__("os").environ.get("RECV_TREE", ""),
-            },
+            {"OTEL_ACTIVITY_POSTGRES_DSN": store},
             lambda: answers(f"http://127.0.0.1:{self.http}/healthz"),
         )
 

@@ -453,3 +453,12 @@ def test_signals_come_off(shop: Shop) -> None:
         added = [len(signal.receivers) - n for signal, n in zip(watched, before, strict=True)]
         assert added == [1, 2, 1, 1]
     assert [len(signal.receivers) for signal in watched] == before
+
+
+def test_no_secret_travels_with_a_task(recorder: Recorder) -> None:
+    """The header leaves the process: what looks like a token in the reason is not in it."""
+    token = f"ghp_{'aB3dE6gH9k' * 4}"[:40]
+    with activity_context(actor="ada", reason=f"asked with {token} by telephone"):
+        header = carried_now()
+    assert "ada" in header
+    assert token not in header

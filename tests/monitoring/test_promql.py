@@ -53,11 +53,10 @@ class World(Pipeline):
             part.start()
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        endpoint = f"http://127.0.0.1:{self.collector.http}"
+        endpoint = self.endpoint = f"http://127.0.0.1:{self.collector.http}"
         board = self.application_of(
             "project-board",
             ["uvicorn", "project_board.app:app", "--port", str(port), "--log-level", "warning"],
-            endpoint,
             OTEL_TRACES_EXPORTER="otlp",
             OTEL_METRICS_EXPORTER="otlp",
             OTEL_METRIC_EXPORT_INTERVAL="1000",
