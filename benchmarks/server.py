@@ -109,8 +109,12 @@ class Server:
         """CPU time of all the server's processes since it started, ended ones included; None: unknown."""
         if self.postmaster is None:
             return None
-        ticks = _ended_ticks(self.postmaster) / os.sysconf("SC_CLK_TCK")
-        return ticks + sum(_running_seconds(pid) for pid in (self.postmaster, *_children(self.postmaster)))
+        while True:
+            ended = _ended_ticks(self.postmaster)
+            running = sum(_running_seconds(pid) for pid in (self.postmaster, *_children(self.postmaster)))
+            # A process that ended between the two readings is in neither of them: read again.
+            if _ended_ticks(self.postmaster) == ended:
+                return ended / os.sysconf("SC_CLK_TCK") + running
 
     def _find_postmaster(self) -> int | None:
         backend = self._admin.info.backend_pid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -66,8 +67,29 @@ class World:
         with psycopg.connect(self.app, autocommit=True) as connection:
             connection.execute(statement.encode())
 
-    def hold_commits(self, name: str) -> None:
-        """A commit then waits for a standby that does not exist: done on disk, never answered."""
+    def hold_commits(self) -> None:
+        """A commit then waits for a standby that does not exist: done on disk, never answered.
+
+        The server takes a new setting over when it comes to it, so commits are tried until one hangs.
+        """
+        self._standby("nosuch")
+        thread = threading.Thread(target=self._commit_until_cut)
+        thread.start()
+        self.run(f"SELECT pg_terminate_backend({self.waiting('SyncRep')}, 10000)")
+        thread.join()
+
+    def _commit_until_cut(self) -> None:
+        with (
+            psycopg.connect(self.app, autocommit=True) as connection,
+            contextlib.suppress(psycopg.OperationalError),
+        ):
+            while True:
+                connection.execute("CREATE TEMPORARY TABLE tried ON COMMIT DROP AS SELECT 1")
+
+    def let_commits_go(self) -> None:
+        self._standby("")
+
+    def _standby(self, name: str) -> None:
         self.run(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
         self.run("SELECT pg_reload_conf()")
 
@@ -152,12 +174,12 @@ def test_cut_off_after_the_commit_was_done(world: World) -> None:
     otel_activity.instrument(**world.settings())
     engine = create_engine(world.url)
     sell(engine, "before")
-    world.hold_commits("nosuch")
+    world.hold_commits()
     thread = world.cut("SyncRep")
     with pytest.raises(exc.OperationalError):
         sell(engine, "cut")
     thread.join()
-    world.hold_commits("")
+    world.let_commits_go()
     assert otel_activity.flush_queue(20)
     engine.dispose()
     assert world.sold() == ["before", "cut"]
@@ -176,7 +198,7 @@ def test_killed_while_the_commit_was_on_its_way(world: World, event: str, expect
         sell(create_engine({world.url!r}), {item!r})
     """
     if expected:
-        world.hold_commits("nosuch")
+        world.hold_commits()
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
     try:
         pid = world.waiting(event)
@@ -186,7 +208,7 @@ def test_killed_while_the_commit_was_on_its_way(world: World, event: str, expect
     finally:
         child.kill()
         child.wait()
-    world.hold_commits("")
+    world.let_commits_go()
     otel_activity.instrument(**world.settings(proof_dsn=world.app))
     assert otel_activity.flush_queue(30)
     assert world.sold() == expected
