@@ -79,6 +79,15 @@ def postgres_server() -> Iterator[Server]:
 _numbers = itertools.count(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _journals_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same for programs that a fixture of wider scope starts: it runs before the test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+        patch.delenv("STATE_DIRECTORY", raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _journals_of_this_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a setting, journals go below the test's own directory, also those of programs it starts.

@@ -90,6 +90,7 @@ class Pipeline:
             "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
             "OTEL_ACTIVITY_EXPORTERS": "otlp",
             "OTEL_ACTIVITY_OTLP_ENDPOINT": self.endpoint,
+            "OTEL_ACTIVITY_JOURNAL_DIR": str(self.directory / f"journal-{name}"),
             "OTEL_BLRP_SCHEDULE_DELAY": "100",
             "OTEL_TRACES_EXPORTER": "none",
             "OTEL_METRICS_EXPORTER": "none",
@@ -133,6 +134,15 @@ class Pipeline:
             row = connection.execute("SELECT count(*), count(DISTINCT id) FROM activity.events").fetchone()
         assert row is not None
         return row[0], row[1]
+
+    def strangers(self) -> str:
+        """What is stored besides the changes of the applications' rows."""
+        query = (
+            "SELECT service, resource_id, name, entity_type, action, count(*)"
+            " FROM activity.events GROUP BY 1, 2, 3, 4, 5"
+        )
+        with psycopg.connect(self.store) as connection:
+            return "\n".join(map(str, connection.execute(query).fetchall()))
 
     def wait_for_all(self, timeout: float = 90) -> None:
         """Return when as many events are stored as rows were committed; more are found by `reconciled`."""

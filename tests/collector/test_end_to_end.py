@@ -91,7 +91,7 @@ def assert_complete(world: World, at_least: int) -> None:
     result = world.reconciled()
     assert result.clean, result.examples
     stored, ids = world.count()
-    assert stored == ids == result.rows
+    assert stored == ids == result.rows, world.strangers()
     assert stored >= at_least
 
 
