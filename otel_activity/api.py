@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import logging
 import os
 import signal
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 
-from otel_activity import actions
+from otel_activity import actions, semconv
 from otel_activity.capture import ProofReader, SQLAlchemyCapture, check
 from otel_activity.delivery import (
     DurableDelivery,
+    GapLog,
+    Heartbeat,
     Overflow,
     QueuedDelivery,
     journal_directory,
@@ -84,7 +87,7 @@ class _Runtime:
             proofs=_proofs(self.delivery, resolver),
         )
         self.web = WebHooks(settings, self.flush, self.capture.actions, redactor.scrub_attributes)
-        self.signals = _TermHandler(self.flush, self.abandon)
+        self.signals = _TermHandler(self.delivery.leave, self.flush, self.abandon)
 
     def start(self) -> None:
         for problem in check():
@@ -112,6 +115,7 @@ class _Runtime:
         self.delivery.abandon()
         for lane in self.delivery.lanes:
             lane.abandon()
+        self.delivery.last_words()
 
     def stop(self, timeout: float | None = None) -> bool:
         deadline = time.monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
@@ -322,6 +326,7 @@ def _delivery(
     resolver: TransactionResolver | None,
 ) -> QueuedDelivery | DurableDelivery:
     overflow = Overflow(settings.overflow, settings.overflow_timeout)
+    heartbeat = _heartbeat(settings)
     if settings.delivery == "durable" and isinstance(pipeline, Pipeline):
         try:
             return DurableDelivery(
@@ -335,18 +340,49 @@ def _delivery(
                 overflow=overflow,
                 about=pipeline.own_resource,
                 resolver=resolver,
+                gaps=GapLog(),
+                heartbeat=heartbeat,
             )
         except ConfigurationError as error:
             if settings.journal_fallback == "stop":
                 raise
             _logger.error("otel_activity: %s; EVENTS ARE ONLY IN MEMORY (best_effort)", error)
+    own = pipeline if isinstance(pipeline, Pipeline) else None
     return QueuedDelivery(
         pipeline.lanes,
         pipeline.emit,
         capacity=settings.max_queue_size,
         overflow=overflow,
+        gaps=GapLog(),
+        heartbeat=heartbeat,
+        emit_to=None if own is None else lambda lane, event: own.emit_to(lane, event, None),
+        home=None if own is None else _notes_directory(settings, own, environ),
+        about=dict if own is None else own.own_resource,
         started=_end_first if settings.logger_provider == "global" else None,
     )
+
+
+def _heartbeat(settings: Settings) -> Heartbeat | None:
+    """What makes the records of streams; the settings are in them as a digest, patterns of tables as text."""
+    if not settings.heartbeat:
+        return None
+    shown = repr(sorted(settings.masked().items()))
+    about = {
+        semconv.STREAM_VERSION: __version__,
+        semconv.STREAM_SETTINGS: hashlib.sha256(shown.encode()).hexdigest()[:16],
+        semconv.STREAM_INCLUDE: list(settings.include),
+        semconv.STREAM_EXCLUDE: list(settings.exclude),
+    }
+    return Heartbeat(settings.heartbeat, about)
+
+
+def _notes_directory(settings: Settings, pipeline: Pipeline, environ: Mapping[str, str]) -> Path | None:
+    """Where a process without a journal leaves a note; nowhere if no directory is known."""
+    try:
+        home = journal_directory(settings.journal_dir, environ)
+    except ConfigurationError:
+        return None
+    return home / service_directory(pipeline.own_resource())
 
 
 def _resolver(settings: Settings) -> TransactionResolver | None:
@@ -448,7 +484,13 @@ def _wait_for_store(settings: Settings) -> None:
 class _TermHandler:
     """Flushes on SIGTERM and then does what would have happened: the host's handler, or the end."""
 
-    def __init__(self, flush: Callable[[], object], abandon: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        leave: Callable[[], object],
+        flush: Callable[[], object],
+        abandon: Callable[[], object],
+    ) -> None:
+        self._leave = leave
         self._flush = flush
         self._abandon = abandon
         self._previous: Any = None
@@ -476,6 +518,8 @@ class _TermHandler:
 
     def _handle(self, signum: int, frame: Any) -> None:
         try:
+            if not callable(self._previous):
+                self._leave()
             self._flush()
             if not callable(self._previous):
                 self._abandon()

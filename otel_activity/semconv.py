@@ -26,6 +26,9 @@ AUTH_LOGIN: Final = "activity.auth.login"
 AUTH_LOGOUT: Final = "activity.auth.logout"
 AUTH_FAILED: Final = "activity.auth.failed"
 GAP: Final = "activity.gap"
+STREAM_OPENED: Final = "activity.stream.opened"
+STREAM_BEAT: Final = "activity.stream.beat"
+STREAM_CLOSED: Final = "activity.stream.closed"
 
 # record
 RECORD_UID: Final = "log.record.uid"
@@ -93,6 +96,31 @@ ROLLED_BACK: Final = "rolled back"
 # order
 STREAM_ID: Final = "activity.stream.id"
 SEQUENCE: Final = "activity.sequence"
+
+# gap: what was lost
+GAP_REASON: Final = "activity.gap.reason"
+GAP_COUNT: Final = "activity.gap.count"
+"""Events; of a damaged journal, records."""
+GAP_FIRST: Final = "activity.gap.first"
+"""When the first of them was lost, ISO 8601."""
+GAP_LAST: Final = "activity.gap.last"
+GAP_EXPORTER: Final = "activity.gap.exporter"
+"""The exporter that did not get them; absent when none did."""
+GAP_SEQUENCES: Final = "activity.gap.sequences"
+"""Their places in the stream, ``[[first, last], ...]``; absent when they never had any."""
+
+# stream: the life of a process's stream
+STREAM_SUBJECT: Final = "activity.stream.subject.id"
+"""The stream that the record is about: not its own when a process takes over what a dead one left."""
+STREAM_HEARTBEAT: Final = "activity.stream.heartbeat"
+"""Seconds between two beats."""
+STREAM_TAKEN_OVER: Final = "activity.stream.taken_over"
+"""Events of the dead process that stand just before its closing record, in the stream of who took over."""
+STREAM_VERSION: Final = "activity.stream.version"
+STREAM_SETTINGS: Final = "activity.stream.settings"
+"""A digest of the settings: another one means that something else may be audited."""
+STREAM_INCLUDE: Final = "activity.stream.include"
+STREAM_EXCLUDE: Final = "activity.stream.exclude"
 
 # value
 REDACTED_TAG: Final = "$redacted"

@@ -370,6 +370,13 @@ FIELDS: Final[tuple[Field, ...]] = (
         "Seconds that overflow=block waits for room; then it is as drop.",
     ),
     Field(
+        "heartbeat",
+        "OTEL_ACTIVITY_HEARTBEAT",
+        _seconds(0, 86_400),
+        "Seconds between two beats of a stream, which then also opens and closes with a record: a process "
+        "that was killed shows as one that stopped beating. 0: streams have no records.",
+    ),
+    Field(
         "logger_provider",
         "OTEL_ACTIVITY_LOGGER_PROVIDER",
         _choice(*LOGGER_PROVIDERS),
@@ -527,6 +534,7 @@ class Settings:
     fsync: str = "interval"
     overflow: str = "drop"
     overflow_timeout: float = 5.0
+    heartbeat: float = 0.0
     logger_provider: str = "own"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

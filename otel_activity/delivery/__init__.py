@@ -6,12 +6,16 @@ from otel_activity.delivery.backoff import Backoff
 from otel_activity.delivery.directory import concern, journal_directory, service_directory
 from otel_activity.delivery.durable import DurableDelivery
 from otel_activity.delivery.feeder import Overflow, Stream
+from otel_activity.delivery.gaps import GapLog
 from otel_activity.delivery.lane import Lane
 from otel_activity.delivery.queued import QueuedDelivery
+from otel_activity.delivery.streams import Heartbeat
 
 __all__ = [
     "Backoff",
     "DurableDelivery",
+    "GapLog",
+    "Heartbeat",
     "Lane",
     "Overflow",
     "QueuedDelivery",

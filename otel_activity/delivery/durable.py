@@ -9,8 +9,10 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_activity import semconv
 from otel_activity.delivery.docket import Docket
 from otel_activity.delivery.feeder import SLICE, TICK, Feeder
+from otel_activity.delivery.gaps import DAMAGED, JOURNAL_FULL
 from otel_activity.delivery.holding import (
     ABORTED,
     PREPARED,
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from otel_activity.delivery.feeder import Overflow
+    from otel_activity.delivery.gaps import GapLog
     from otel_activity.delivery.holding import TakenOver
     from otel_activity.delivery.lane import Lane
+    from otel_activity.delivery.streams import Heartbeat
     from otel_activity.events import Event, Unit
     from otel_activity.ports import Resolver
 
@@ -73,6 +77,8 @@ class DurableDelivery(Feeder):
             a proof, they are delivered as `unknown`.
         overflow: what happens when a unit cannot be journaled.
         about: attributes of the resource of this process, for whoever takes its journal over.
+        gaps: see `Feeder`.
+        heartbeat: see `Feeder`.
         others: more directories like `home` whose journals are taken over.
         writes: whether there is a journal of its own; without it only what others left is delivered.
 
@@ -94,6 +100,8 @@ class DurableDelivery(Feeder):
         about: Callable[[], Mapping[str, Any]] = dict,
         others: Sequence[Path] = (),
         writes: bool = True,
+        gaps: GapLog | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self._emit = emit
         self._about = about
@@ -105,7 +113,7 @@ class DurableDelivery(Feeder):
         self._own: Source | None = None
         self._sources: list[Source] = []
         self._docket = None if resolver is None else Docket(resolver, self._resolved)
-        super().__init__(lanes, capacity=capacity, overflow=overflow)
+        super().__init__(lanes, capacity=capacity, overflow=overflow, gaps=gaps, heartbeat=heartbeat)
         for lane in self.lanes:
             lane.kept = True
         if not writes:
@@ -152,7 +160,7 @@ class DurableDelivery(Feeder):
         super().after_fork()
 
     def _open(self) -> None:
-        about = {"resource": self._about()}
+        about = {"resource": self._about(), "stream": self._stream.id}
         journal = Journal.create(self._home, fsync=self._fsync, max_bytes=self._max_bytes, about=about)
         self._own = Source(journal, own=True)
         self._sources.append(self._own)
@@ -199,14 +207,14 @@ class DurableDelivery(Feeder):
                     return
             self._say("write", logging.ERROR, f"{trouble}; units go through memory only")
 
-    def _write(self, held: Held) -> str | None:
+    def _write(self, held: Held, *, bounded: bool = True) -> str | None:
         """Write the prepared unit; else why that is not possible."""
         source = self._own or self._journal()
         if source is None:
             return f"there is no journal in {self._home}"
         try:
             payload = encode_unit(held.events or [], held.proof)
-            held.place = source.journal.append(PREPARED, payload, unit=True)
+            held.place = source.journal.append(PREPARED, payload, unit=True, bounded=bounded)
             held.source = source
         except JournalFull:
             return (
@@ -267,6 +275,7 @@ class DurableDelivery(Feeder):
             if why is not None:
                 self.dropped += held.count
         if why is not None:
+            self._lost(JOURNAL_FULL, held.count)
             self._say("dropped", logging.ERROR, f"{self.dropped} events dropped so far ({why})")
         if self._thread is None:
             self._ensure_thread()
@@ -304,6 +313,33 @@ class DurableDelivery(Feeder):
             line = f"the fate of a unit could not be journaled ({_reason(error)})"
             self._say("mark", logging.ERROR, line)
             return source.journal.last
+
+    # --- about the trail itself --------------------------------------------------------------
+
+    def _offer(self, event: Event) -> bool:
+        """Through the journal like any unit, and beyond its bound; without one while the lanes work."""
+        held = self._about_trail(event)
+        if self._write(held, bounded=False) is not None and self._writes and self._until is None:
+            stuck = any(lane.trouble is not None or lane.pending >= lane.capacity for lane in self.lanes)
+            if stuck:
+                return False
+        with self._lock:
+            self._admit(held)
+        return True
+
+    def _about_trail(self, event: Event) -> Held:
+        lanes = len(self.lanes)
+        return Held(1, [event], lanes, lanes, commit=_REPORTED)
+
+    def _admit(self, held: Held) -> None:
+        """Let it in whatever is full; called under the lock."""
+        self._kept += held.count
+        if held.source is None:
+            self.unjournaled += held.count
+        else:
+            held.mark = self._mark(held.source, RELEASED, encode_release(held))
+        self._let_in(held)
+        self.released += held.count
 
     # --- whose end nobody saw ----------------------------------------------------------------
 
@@ -410,7 +446,7 @@ class DurableDelivery(Feeder):
             self._emit(road.lane, event, None if held.source is None else held.source.origin)
         except Exception:  # noqa: BLE001 - one odd event costs itself, not the events behind it
             road.gone += 1
-            self._lost_one()
+            self._lost_one(event.attributes.get(semconv.SEQUENCE))
 
     def _decided_events(self, held: Held) -> list[Event]:
         """The events of a released unit as they go out."""
@@ -439,6 +475,7 @@ class DurableDelivery(Feeder):
     def _unreadable(self, held: Held) -> None:
         self.lost_records += 1
         self.dropped += held.count
+        self._lost(DAMAGED, held.count, first=held.sequence or None)
         line = "otel_activity: a unit of %d events can no longer be read from the journal %s; it is lost"
         path = held.source.journal.path if held.source is not None else ""
         log_safely(logging.ERROR, line, held.count, path)
@@ -534,13 +571,25 @@ class DurableDelivery(Feeder):
         self._report(found)
         self._sources.append(found.source)
         self.undecided_units += sum(held.commit == Commit.UNKNOWN.value for held in found.released)
+        last = self._last_word(journal, sum(held.count for held in found.released))
         with self._lock:
             for held in found.released:
                 self._let_in(held)
                 self.adopted += held.count
+            if last is not None:
+                self._admit(last)
         for held in found.undecided:
             self._adopt_undecided(held)
         return sum(held.count for held in (*found.released, *found.undecided))
+
+    def _last_word(self, journal: Journal, count: int) -> Held | None:
+        """The record that closes the stream of a dead process; None when streams have no records."""
+        stream = journal.about().get("stream")
+        if self._heartbeat is None or not isinstance(stream, str):
+            return None
+        held = self._about_trail(self._heartbeat.taken_over(stream, count))
+        self._write(held, bounded=False)
+        return held
 
     def _adopt_undecided(self, held: Held) -> None:
         """A dead process left a unit between prepare and mark."""
@@ -562,6 +611,7 @@ class DurableDelivery(Feeder):
         self.lost_bytes += losses.bytes
         self.lost_records += losses.records
         if losses:
+            self._lost(DAMAGED, losses.records or 1)
             log_safely(
                 logging.ERROR,
                 "otel_activity: the journal %s is damaged: %d bytes are unreadable; %s%d records are lost",

@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import uuid_utils
 
 from otel_activity import semconv
+from otel_activity.delivery.gaps import NOT_ENCODED
 from otel_activity.delivery.lane import log_safely
 from otel_activity.errors import DeliveryRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from otel_activity.delivery.gaps import GapLog
     from otel_activity.delivery.lane import Lane
+    from otel_activity.delivery.streams import Heartbeat
     from otel_activity.events import Commit, Entry, Event, Unit
 
 __all__ = ["REPEAT", "SLICE", "TICK", "Feeder", "Overflow", "Stream"]
@@ -101,6 +105,8 @@ class Feeder:
         capacity: most events that wait in memory for the thread.
         overflow: what happens when a bound is reached.
         started: called when the first unit of a process was released.
+        gaps: collects losses, which become events; without it they are only counted and logged.
+        heartbeat: makes the records of the stream; without it there are none.
     """
 
     def __init__(
@@ -110,6 +116,8 @@ class Feeder:
         capacity: int,
         overflow: Overflow | None = None,
         started: Callable[[], object] | None = None,
+        gaps: GapLog | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.lanes = tuple(lanes)
         self.capacity = capacity
@@ -118,6 +126,10 @@ class Feeder:
         self._stream = Stream()
         self._closed = False
         self._until: float | None = None
+        self._gaps = gaps
+        self._heartbeat = heartbeat
+        for lane in self.lanes:
+            lane.lost = self._lost_on_lane
         self._reset()
 
     def _reset(self) -> None:
@@ -125,6 +137,7 @@ class Feeder:
         self.released = self.dropped = self.undecided_units = 0
         self._fed = 0
         self._said: dict[str, float] = {}
+        self._aside: deque[Event] = deque()
         # Re-entrant, because a signal handler that commits may interrupt its owner.
         self._lock = threading.RLock()
         self._pumping = threading.Lock()
@@ -136,6 +149,10 @@ class Feeder:
         """In a forked child: an empty queue, a stream of its own, a thread of its own when needed."""
         self._reset()
         self._stream.restart()
+        if self._gaps is not None:
+            self._gaps.after_fork()
+        if self._heartbeat is not None:
+            self._heartbeat.after_fork()
         for lane in self.lanes:
             lane.after_fork()
 
@@ -164,6 +181,9 @@ class Feeder:
 
     def start(self) -> None:
         """The process begins to be audited."""
+
+    def last_words(self) -> None:
+        """The exporters are given up: write down what cannot be said any more."""
 
     def finish(self) -> bool:
         """The exporters are shut down: nothing will be confirmed any more. Whether nothing was left."""
@@ -213,10 +233,72 @@ class Feeder:
             return
         try:
             self._pumper = threading.get_ident()
+            self._witness(now=self._until is not None)
             self._feed_all()
         finally:
             self._pumper = 0
             self._pumping.release()
+
+    # --- about the trail itself --------------------------------------------------------------
+
+    def _offer(self, event: Event) -> bool:
+        """Take an event that is not a user's and must not be lost; False when there is no room for it now."""
+        raise NotImplementedError
+
+    def _free(self) -> bool:
+        """Whether an event that is offered would be taken."""
+        return True
+
+    def _witness(self, *, now: bool) -> None:
+        """Hand on what there is to say about losses and the stream; what finds no room is kept aside."""
+        if self._heartbeat is not None and not self._aside and not self._closed:
+            beat = self._heartbeat.due(self._stream.id)
+            if beat is not None:
+                self._aside.append(beat)
+        if self._gaps and self._free():
+            self._aside.extend(self._about_stream(event) for event in self._gaps.take(now=now))
+        while self._aside and self._offer(self._aside[0]):
+            self._aside.popleft()
+
+    def _about_stream(self, event: Event) -> Event:
+        """A process that takes over a journal delivers this in its own stream: it must say which is meant."""
+        event.attributes.setdefault(semconv.STREAM_SUBJECT, self._stream.id)
+        return event
+
+    @property
+    def _unsaid(self) -> bool:
+        """Whether a loss was not handed on yet."""
+        return bool(self._gaps) or bool(self._aside)
+
+    def _witness_now(self) -> None:
+        """As the feeding thread would when a window is over, at once."""
+        if self._pumper == threading.get_ident() or not self._pumping.acquire(timeout=1.0):
+            return
+        try:
+            self._pumper = threading.get_ident()
+            self._witness(now=True)
+            self._feed_all()
+        finally:
+            self._pumper = 0
+            self._pumping.release()
+
+    def leave(self) -> None:
+        """Close the stream, after everything that was released: the process ends."""
+        event = None if self._heartbeat is None else self._heartbeat.closed(self._stream.id)
+        self._heartbeat = None
+        if event is not None:
+            self._aside.append(event)
+            self._witness_now()
+
+    def _lost(
+        self, reason: str, count: int, *, exporter: str | None = None, first: int | None = None
+    ) -> None:
+        if self._gaps is not None:
+            self._gaps.lost(reason, count, exporter=exporter, first=first)
+
+    def _lost_on_lane(self, exporter: str, reason: str, count: int) -> None:
+        """A lane lost events."""
+        self._lost(reason, count, exporter=exporter)
 
     def _encoded(self, entry: Entry, unit: Unit, commit: Commit) -> Event | None:
         """The entry as an event; None, counted and logged, when that fails: its neighbours go on."""
@@ -226,8 +308,9 @@ class Feeder:
             self._lost_one()
             return None
 
-    def _lost_one(self) -> None:
+    def _lost_one(self, sequence: int | None = None) -> None:
         self.dropped += 1
+        self._lost(NOT_ENCODED, 1, first=sequence)
         log_safely(
             logging.ERROR, "otel_activity: internal error while encoding an event; it is lost", exc_info=True
         )
@@ -254,11 +337,19 @@ class Feeder:
         poke()
         if self._fed < entered:
             return False
-        marks = [lane.entered for lane in self.lanes]
-        left = [self._left(lane, mark, deadline, poke) for lane, mark in zip(self.lanes, marks, strict=True)]
+        left = self._all_left(deadline, poke)
+        if self._unsaid and all(left):  # the way is free: what was lost is said now
+            self._witness_now()
+            self._wait_fed(self._entered, deadline)
+            poke()
+            left = self._all_left(deadline, poke)
         done = all(left) and dropped == [lane.dropped for lane in self.lanes]
         self._confirmed()
         return done
+
+    def _all_left(self, deadline: float, poke: Callable[[], None]) -> list[bool]:
+        marks = [lane.entered for lane in self.lanes]
+        return [self._left(lane, mark, deadline, poke) for lane, mark in zip(self.lanes, marks, strict=True)]
 
     def _wait_fed(self, entered: int, deadline: float) -> None:
         while self._fed < entered and time.monotonic() < deadline:
@@ -293,6 +384,7 @@ class Feeder:
         if thread is not None and thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
         self._pump()
+        self.leave()
 
     def abandon(self) -> None:
         """The process ends at once: count what was not fed, and is kept nowhere, as lost; say what stays."""

@@ -278,7 +278,7 @@ class Journal:
 
     # --- appending ---------------------------------------------------------------------------
 
-    def append(self, kind: int, payload: bytes, *, unit: bool = False) -> Place:
+    def append(self, kind: int, payload: bytes, *, unit: bool = False, bounded: bool = True) -> Place:
         """Write one record.
 
         Args:
@@ -286,6 +286,7 @@ class Journal:
             payload: its content.
             unit: a unit begins: it counts against the bound, and its segment stays until it is finished.
                 (Marks go beyond the bound: without them a unit that is there already becomes a riddle.)
+            bounded: whether it does count; what says that something was lost must not be lost as well.
 
         Raises:
             JournalFull: a unit would exceed the bound.
@@ -299,7 +300,7 @@ class Journal:
                 raise OSError("a record is being written")
             self._busy = True
             try:
-                if unit and self._max_bytes is not None and self.size + size > self._max_bytes:
+                if unit and bounded and self._max_bytes is not None and self.size + size > self._max_bytes:
                     raise JournalFull
                 if self._descriptor is None or (
                     self._offset + size > self._segment_bytes and self._offset > HEADER_SIZE

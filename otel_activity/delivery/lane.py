@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_activity.delivery.ages import Ages
 from otel_activity.delivery.backoff import Backoff
+from otel_activity.delivery.gaps import ENDED, QUEUE_FULL, REJECTED
 from otel_activity.errors import ExportError, without_messages
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Lane:
         settled: events that left, and all that entered before them too: none of them is needed any more.
         kept: what is left at the end is in a journal, so it is not lost.
         attempted: told of each attempt: exporter, seconds, type of the error or None.
+        lost: told of each loss: exporter, reason, number of events.
     """
 
     def __init__(self, name: str, capacity: int, *, backoff: Backoff | None = None) -> None:
@@ -72,6 +74,7 @@ class Lane:
         self.entered = self.settled = 0
         self.kept = False
         self.attempted: Callable[[str, float, str | None], None] | None = None
+        self.lost: Callable[[str, str, int], None] | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -100,6 +103,8 @@ class Lane:
                 self.pending += 1
                 return True
             self.dropped += 1
+        if self.lost is not None:
+            self.lost(self.name, QUEUE_FULL, 1)
         self._say(
             logging.ERROR,
             f"{self.name} does not keep up: {self.dropped} events dropped so far "
@@ -186,6 +191,8 @@ class Lane:
             self.dropped += count
             self.rejected += count
             self._changed.notify_all()
+        if self.lost is not None:
+            self.lost(self.name, REJECTED, count)
         log_safely(logging.ERROR, "otel_activity: %s: %d events are lost: %s", self.name, count, reason)
 
     def _failed(self, trouble: str) -> None:
@@ -254,6 +261,8 @@ class Lane:
                 self.dropped += left
             self._changed.notify_all()
         if left and not self.kept:
+            if self.lost is not None:
+                self.lost(self.name, ENDED, left)
             log_safely(
                 logging.ERROR,
                 "otel_activity: %d events were not delivered to %s before the process ended (%s)",

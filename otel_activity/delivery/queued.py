@@ -5,20 +5,31 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
+from otel_activity import semconv
 from otel_activity.delivery.feeder import SLICE, Feeder
+from otel_activity.delivery.gaps import ENDED, QUEUE_FULL
 from otel_activity.delivery.lane import log_safely
+from otel_activity.delivery.notes import leave, notes
 from otel_activity.events import Commit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from otel_activity.delivery.feeder import Overflow
+    from otel_activity.delivery.gaps import GapLog
     from otel_activity.delivery.lane import Lane
+    from otel_activity.delivery.notes import Note
+    from otel_activity.delivery.streams import Heartbeat
     from otel_activity.events import Entry, Event, Unit
 
 __all__ = ["QueuedDelivery"]
+
+_MOST_LATE: Final = 64
+"""Events about losses that wait for a lane which is full, while others have them."""
 
 
 class QueuedDelivery(Feeder):
@@ -33,6 +44,11 @@ class QueuedDelivery(Feeder):
         capacity: most events waiting to be encoded.
         overflow: what happens when a bound is reached.
         started: called when the first unit of a process was released.
+        emit_to: hands one event to the SDK for one lane.
+        gaps: see `Feeder`.
+        heartbeat: see `Feeder`.
+        home: directory for what could not be said before the process ended; the next one says it.
+        about: attributes of the resource of this process, for whoever finds it.
     """
 
     def __init__(
@@ -43,14 +59,36 @@ class QueuedDelivery(Feeder):
         capacity: int,
         overflow: Overflow | None = None,
         started: Callable[[], object] | None = None,
+        emit_to: Callable[[Lane, Event], None] | None = None,
+        gaps: GapLog | None = None,
+        heartbeat: Heartbeat | None = None,
+        home: Path | None = None,
+        about: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._emit = emit
-        super().__init__(lanes, capacity=capacity, overflow=overflow, started=started)
+        self._emit_to = emit_to
+        self._home = home
+        self._about = about
+        super().__init__(
+            lanes, capacity=capacity, overflow=overflow, started=started, gaps=gaps, heartbeat=heartbeat
+        )
 
     def _reset(self) -> None:
         super()._reset()
         self._position = 0
         self._units: deque[Unit] = deque()
+        self._late: deque[tuple[Lane, Event]] = deque()
+        self._notes: list[Note] = []
+        self._noted: list[int] | None = None
+
+    def start(self) -> None:
+        """Open the stream, if it has records; say what processes before could not say any more."""
+        if self._home is not None and self._gaps is not None:
+            self._notes = list(notes(self._home))
+            for note in self._notes:
+                self._aside.extend(note.events)
+        if self._heartbeat is not None or self._aside:
+            self._ensure_thread()
 
     # --- ports.Delivery ----------------------------------------------------------------------
 
@@ -92,6 +130,7 @@ class QueuedDelivery(Feeder):
                 self.released += count
         self._ensure_thread()
         if full:
+            self._lost(QUEUE_FULL, count)
             why = "after shutdown" if self._closed else f"more than {self.capacity} wait to be encoded"
             self._say("full", logging.ERROR, f"{self.dropped} events dropped so far ({why})")
 
@@ -135,9 +174,89 @@ class QueuedDelivery(Feeder):
             self._stream.stamp(event)
             self._emit(event)
         except Exception:  # noqa: BLE001 - one odd event costs itself, not the events behind it
-            self._lost_one()
+            self._lost_one(event.attributes.get(semconv.SEQUENCE))
+
+    def _lost_on_lane(self, exporter: str, reason: str, count: int) -> None:
+        """A full lane loses the event that was stamped just now, in this thread; others are anybody's."""
+        first = self._stream.sequence if reason == QUEUE_FULL else None
+        self._lost(reason, count, exporter=exporter, first=first)
+
+    # --- about the trail itself --------------------------------------------------------------
+
+    def _witness(self, *, now: bool) -> None:
+        late, self._late = self._late, deque()
+        for lane, event in late:
+            self._send(lane, event)
+        super()._witness(now=now)
+        if self._notes and not self._aside and not self._late:
+            self._forget_notes()
+
+    def _forget_notes(self) -> None:
+        """Remove the notes once every exporter has what they say."""
+        if self._noted is None:
+            self._noted = [lane.entered for lane in self.lanes]
+        if any(lane.settled < mark for lane, mark in zip(self.lanes, self._noted, strict=True)):
+            return
+        for note in self._notes:
+            with suppress(OSError):
+                note.journal.close(remove=True)
+        self._notes, self._noted = [], None
+
+    def _free(self) -> bool:
+        if not self.lanes:
+            return True
+        rooms = [lane.pending < lane.capacity for lane in self.lanes]
+        return all(rooms) if self._emit_to is None else any(rooms) and len(self._late) < _MOST_LATE
+
+    def _offer(self, event: Event) -> bool:
+        """Only this thread enters the lanes: where there is room now, there will be."""
+        if not self._free():
+            return False
+        try:
+            self._stream.stamp(event)
+            if self._emit_to is None or not self.lanes:
+                self._emit(event)
+            else:
+                for lane in self.lanes:
+                    self._send(lane, event)
+        except Exception:  # noqa: BLE001 - as above
+            self._lost_one(event.attributes.get(semconv.SEQUENCE))
+        return True
+
+    def _send(self, lane: Lane, event: Event) -> None:
+        """To one lane, later if it is full."""
+        if lane.pending < lane.capacity and self._emit_to is not None:
+            self._emit_to(lane, event)
+        else:
+            self._late.append((lane, event))
 
     # --- the end -----------------------------------------------------------------------------
+
+    def _worth_waiting(self) -> bool:
+        return super()._worth_waiting() or (self._unsaid and all(lane.trouble is None for lane in self.lanes))
+
+    def finish(self) -> bool:
+        """Nothing is kept here but what is still to be said. Whether there was nothing."""
+        unsaid = self._unsaid
+        self.last_words()
+        return not unsaid
+
+    def last_words(self) -> None:
+        """Leave what could not be said any more to the next process."""
+        if self._gaps is not None:
+            self._aside.extend(self._about_stream(event) for event in self._gaps.take(now=True))
+        unsaid = list(self._aside)
+        if self._notes:  # those of before are there still, unless all of it arrived
+            known = {event.id for note in self._notes for event in note.events}
+            unsaid = [event for event in unsaid if event.id not in known]
+            if not self._aside and not self._late:
+                self._forget_notes()
+            for note in self._notes:
+                with suppress(OSError):
+                    note.journal.close(remove=False)
+        self._aside.clear()
+        if unsaid and self._home is not None:
+            leave(self._home, self._about(), unsaid)
 
     def close(self, deadline: float) -> None:
         """As `Feeder.close`; what could not be fed in time is lost."""
@@ -150,6 +269,7 @@ class QueuedDelivery(Feeder):
         if left > 0:
             self.dropped += left
             self._fed += left
+            self._lost(ENDED, left)
             log_safely(
                 logging.ERROR, "otel_activity: %d events were not encoded before the process ended", left
             )

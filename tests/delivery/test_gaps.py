@@ -1,0 +1,317 @@
+"""Every loss leaves one event that says how much, why and when; streams open, beat and close."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from otel_activity import semconv
+from otel_activity.delivery import DurableDelivery, GapLog, Heartbeat, QueuedDelivery
+from tests.delivery.test_durable import World, bracket, world
+from tests.delivery.test_queued import Broken, Road, road, unit, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from otel_activity.delivery import Lane
+    from otel_activity.events import Event
+
+__all__ = ["road", "world"]
+
+ABOUT = {semconv.STREAM_VERSION: "1"}
+
+
+def queued(road: Road, capacity: int = 1000, **more: Any) -> QueuedDelivery:
+    """A delivery in memory that records its losses."""
+    return QueuedDelivery([road.lane], road.emit, capacity=capacity, gaps=GapLog(), **more)
+
+
+def durable(world: World, *roads: Road, **more: Any) -> DurableDelivery:
+    """A delivery with a journal that records its losses."""
+    by_lane = {id(road.lane): road for road in roads}
+
+    def emit(lane: Lane, event: Event, origin: Mapping[str, Any] | None) -> None:
+        by_lane[id(lane)].emit(event)
+
+    settings: dict[str, Any] = {"capacity": 1000, "home": world.home, "gaps": GapLog(), **more}
+    made = DurableDelivery([road.lane for road in roads], emit, **settings)
+    world.deliveries.append(made)
+    return made
+
+
+def flushed(delivery: QueuedDelivery | DurableDelivery) -> None:
+    """Everything has arrived, what is said about losses too."""
+    delivery.flush(30.0, poke=lambda: None)
+
+
+def gaps(road: Road) -> list[tuple[str, int]]:
+    """Reason and count of each gap that arrived."""
+    return [
+        (event.attributes[semconv.GAP_REASON], event.attributes[semconv.GAP_COUNT])
+        for event in road.taken
+        if event.name == semconv.GAP
+    ]
+
+
+def places(road: Road, *, lost: bool = True) -> list[int]:
+    """The places in the stream that arrived, and with `lost` those that gaps name."""
+    found = [event.attributes[semconv.SEQUENCE] for event in road.taken]
+    for event in road.taken if lost else ():
+        for first, last in event.attributes.get(semconv.GAP_SEQUENCES, ()):
+            found += range(first, last + 1)
+    return sorted(found)
+
+
+def test_a_full_exporter_queue_leaves_one_gap_with_the_exact_count(road: Road) -> None:
+    """What a full lane drops is one event with count, places and times, once there is room again."""
+    road.lane.capacity = 5
+    road.down = True
+    delivery = queued(road)
+    delivery.committed(unit(1))
+    wait_for(lambda: road.lane.trouble is not None)
+    for number in range(2, 31):
+        delivery.committed(unit(number))
+    wait_for(lambda: delivery.metrics()["waiting"] == 0)
+    road.down = False
+    wait_for(lambda: road.lane.pending == 0)
+    flushed(delivery)
+    assert gaps(road) == [("queue full", 25)]
+    assert places(road) == list(range(1, 32))
+    gap = road.taken[-1].attributes
+    assert gap[semconv.GAP_SEQUENCES] == [[6, 30]]
+    assert gap[semconv.GAP_EXPORTER] == "road"
+    assert gap[semconv.GAP_FIRST] <= gap[semconv.GAP_LAST]
+
+
+def test_a_full_queue_of_units_leaves_one_gap(road: Road) -> None:
+    """Units that found no room before they had a place in the stream are counted, and leave no hole."""
+    delivery = queued(road, capacity=3)
+    with delivery._pumping:  # the feeding thread stands still
+        for number in range(10):
+            delivery.committed(unit(number))
+    flushed(delivery)
+    assert gaps(road) == [("queue full", 7)]
+    assert places(road, lost=False) == list(range(1, 5))
+
+
+def test_what_cannot_be_encoded_leaves_a_gap(road: Road) -> None:
+    """An event that cannot be encoded is counted in an event that can."""
+    delivery = queued(road)
+    with delivery._pumping:
+        for number in (1, 2):
+            delivery.committed(unit(number, kind=Broken))
+        delivery.committed(unit(3))
+    flushed(delivery)
+    assert gaps(road) == [("not encoded", 2)]
+
+
+def test_what_a_receiver_rejects_leaves_a_gap(road: Road) -> None:
+    """A record that a receiver will never take is a loss like any other."""
+    delivery = queued(road)
+    road.lane.lose(3, "the receiver rejects them")
+    flushed(delivery)
+    assert gaps(road) == [("rejected", 3)]
+
+
+def test_a_gap_waits_for_a_lane_that_is_full_and_reaches_the_others() -> None:
+    """Of two exporters the one that works gets the record at once, the other when it has room."""
+    good, stuck = Road(), Road(capacity=1)
+    by_lane = {id(made.lane): made for made in (good, stuck)}
+    stuck.lane.name = "stuck"
+    stuck.down = True
+
+    def emit(event: Event) -> None:
+        good.emit(event)
+        stuck.emit(event)
+
+    delivery = QueuedDelivery(
+        [good.lane, stuck.lane],
+        emit,
+        capacity=1000,
+        gaps=GapLog(),
+        emit_to=lambda lane, event: by_lane[id(lane)].emit(event),
+    )
+    delivery.committed(unit(1))
+    wait_for(lambda: stuck.lane.trouble is not None)
+    for number in range(2, 8):
+        delivery.committed(unit(number))
+    wait_for(lambda: gaps(good) == [("queue full", 6)])
+    assert gaps(stuck) == []
+    stuck.down = False
+    wait_for(lambda: gaps(stuck) == [("queue full", 6)])
+    assert stuck.lane.dropped == 6
+    good.close()
+    stuck.close()
+
+
+def test_what_a_process_could_not_deliver_is_said_by_the_next(road: Road, tmp_path: Path) -> None:
+    """Without a journal, what is left at the end is lost; the next process of the service says how much."""
+    dead = Road()
+    dead.down = True
+    first = queued(dead, home=tmp_path / "shop")
+    first.start()
+    for number in range(4):
+        first.committed(unit(number))
+    wait_for(lambda: first.metrics()["waiting"] == 0)
+    first.close(time.monotonic() + 0.1)
+    dead.lane.abandon()
+    assert not first.finish()
+    dead.close()
+    second = queued(road, home=tmp_path / "shop")
+    second.start()
+    wait_for(lambda: gaps(road) == [("process ended", 4)])
+    assert road.taken[0].attributes[semconv.STREAM_SUBJECT] == first._stream.id
+    wait_for(lambda: list((tmp_path / "shop").iterdir()) == [])
+    second.close(time.monotonic() + 5)
+    assert second.finish()
+
+
+def test_a_full_journal_leaves_one_gap(world: World) -> None:
+    """What neither journal nor memory takes is one event, although the journal is full."""
+    stuck = world.road(capacity=10, down=True)
+    delivery = durable(world, stuck, capacity=10, max_bytes=65_536)
+    number = 0
+    while delivery.dropped < 20:
+        bracket(delivery, unit(number))
+        number += 1
+    stuck.down = False
+    flushed(delivery)
+    assert gaps(stuck) == [("journal full", 20)]
+    assert len(stuck.taken) == number - 20 + 1
+    assert places(stuck, lost=False) == list(range(1, len(stuck.taken) + 1))
+
+
+def test_a_gap_survives_the_process(world: World) -> None:
+    """What is said about a loss is in the journal like any event: who takes over delivers it."""
+    stuck = world.road(down=True)
+    delivery = durable(world, stuck)
+    bracket(delivery, unit(1))
+    delivery._lost("journal full", 9)
+    delivery.flush(0.2, poke=lambda: None)
+    wait_for(lambda: delivery.released == 2)
+    world.kill(delivery)
+    road = world.road()
+    other = durable(world, road)
+    other.start()
+    flushed(other)
+    assert gaps(road) == [("journal full", 9)]
+
+
+def test_a_damaged_journal_leaves_a_gap(world: World) -> None:
+    """Records that can no longer be read are counted by who takes the journal over."""
+    stuck = world.road(down=True)
+    delivery = durable(world, stuck)
+    for number in range(9):
+        bracket(delivery, unit(number))
+    world.kill(delivery)
+    (segment,) = world.segments()
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    segment.write_bytes(data)
+    road = world.road()
+    other = durable(world, road)
+    other.start()
+    flushed(other)
+    assert gaps(road) == [("journal damaged", other.lost_records)]
+    assert other.lost_records == 1
+
+
+def test_losses_of_one_window_are_one_event() -> None:
+    """A window ends when nothing was lost for a second, or after a minute of losses."""
+    now = 0.0
+    log = GapLog(clock=lambda: now)
+    for _ in range(5):
+        log.lost("queue full", 2, exporter="postgres")
+        now += 0.5
+    assert log.take(now=False) == []
+    log.lost("queue full", 1)
+    now += 1.0
+    assert [event.attributes[semconv.GAP_COUNT] for event in log.take(now=False)] == [10, 1]
+    for _ in range(121):
+        log.lost("queue full", 1)
+        now += 0.5
+    (long,) = log.take(now=False)
+    assert long.attributes[semconv.GAP_COUNT] == 121
+    assert not log
+
+
+def test_losses_in_many_threads_are_counted_exactly() -> None:
+    """No loss is forgotten when requests lose at once."""
+    log = GapLog()
+
+    def lose() -> None:
+        for _ in range(1000):
+            log.lost("queue full", 1)
+
+    threads = [threading.Thread(target=lose) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    (event,) = log.take(now=True)
+    assert event.attributes[semconv.GAP_COUNT] == 8000
+
+
+def test_a_range_of_places_is_named_even_when_there_are_too_many() -> None:
+    """Beyond a hundred ranges the last one covers the rest, so no lost place is left out."""
+    log = GapLog()
+    for first in range(1, 1001, 2):
+        log.lost("rejected", 1, first=first)
+    (event,) = log.take(now=True)
+    ranges = event.attributes[semconv.GAP_SEQUENCES]
+    assert len(ranges) == 100
+    assert ranges[-1] == [199, 999]
+
+
+def test_a_stream_opens_beats_and_closes(road: Road) -> None:
+    """A process that audits says so, again and again, and its last record says that it ended."""
+    now = 0.0
+    delivery = queued(road, heartbeat=Heartbeat(60.0, ABOUT, clock=lambda: now))
+    delivery.start()
+    wait_for(lambda: len(road.taken) == 1)
+    delivery.committed(unit(1))
+    wait_for(lambda: len(road.taken) == 2)
+    now = 60.0
+    wait_for(lambda: len(road.taken) == 3)
+    delivery.close(time.monotonic() + 30)
+    wait_for(lambda: len(road.taken) == 4)
+    names = [event.name for event in road.taken]
+    assert names == [semconv.STREAM_OPENED, "activity.action", semconv.STREAM_BEAT, semconv.STREAM_CLOSED]
+    assert places(road) == [1, 2, 3, 4]
+    opened = road.taken[0].attributes
+    assert opened[semconv.STREAM_SUBJECT] == opened[semconv.STREAM_ID]
+    assert (opened[semconv.STREAM_HEARTBEAT], opened[semconv.STREAM_VERSION]) == (60.0, "1")
+
+
+def test_who_takes_a_journal_over_closes_its_stream(world: World) -> None:
+    """The record names the dead stream and how many of its events stand before it."""
+    stuck = world.road(down=True)
+    delivery = durable(world, stuck, heartbeat=Heartbeat(60.0, ABOUT))
+    delivery.start()
+    wait_for(lambda: delivery.released == 1)
+    for number in range(3):
+        bracket(delivery, unit(number))
+    world.kill(delivery)
+    road = world.road()
+    other = durable(world, road, heartbeat=Heartbeat(60.0, ABOUT))
+    other.start()
+    flushed(other)
+    closed = [event for event in road.taken if event.name == semconv.STREAM_CLOSED]
+    assert [event.attributes[semconv.STREAM_SUBJECT] for event in closed] == [delivery._stream.id]
+    assert closed[0].attributes[semconv.STREAM_TAKEN_OVER] == 4
+    assert closed[0].attributes[semconv.STREAM_ID] == other._stream.id
+    assert places(road) == list(range(1, len(road.taken) + 1))
+
+
+def test_without_a_heartbeat_a_stream_has_no_records(world: World) -> None:
+    """The default adds nothing to what the application did."""
+    road = world.road()
+    delivery = durable(world, road)
+    delivery.start()
+    bracket(delivery, unit(1))
+    flushed(delivery)
+    delivery.close(time.monotonic() + 30)
+    delivery.finish()
+    assert [event.name for event in road.taken] == ["activity.action"]
