@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from otel_activity.cli.app import EXIT_FAILED
 from otel_activity.cli.checks import Check, Level, environment_checks
-from otel_activity.cli.options import json_option, unchecked_store_options
+from otel_activity.cli.options import WHEN, json_option, require_dsn, unchecked_store_options
 from otel_activity.cli.render import json_line, output_width, printable, say
 from otel_activity.settings import FIELDS, Settings
 
@@ -22,18 +23,47 @@ __all__ = ["doctor"]
 
 _COLORS: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 _TITLE: Final = 19
+DEFAULT_RANGE: Final = timedelta(days=1)
+"""What `--gaps` looks at unless told otherwise; each event of the range is read once."""
 
 
 @click.command()
 @click.option("--settings", "only_settings", is_flag=True, help="Print every setting instead of checking.")
+@click.option("--gaps", is_flag=True, help="Look for what is missing in the store instead.")
+@click.option("--since", type=WHEN, help="With --gaps: from this time on. [default: 1d]")
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 86_400),
+    default=60.0,
+    show_default=True,
+    help="With --gaps: seconds that an event may take to the store.",
+)
 @json_option
 @unchecked_store_options
 @click.pass_context
-def doctor(ctx: click.Context, dsn: str | None, schema: str, only_settings: bool, as_json: bool) -> None:
+def doctor(
+    ctx: click.Context,
+    dsn: str | None,
+    schema: str,
+    only_settings: bool,
+    gaps: bool,
+    since: datetime | None,
+    grace: float,
+    as_json: bool,
+) -> None:
     """Check the installation, the settings and the store; one line for each check.
 
-    The exit status is 1 if any check fails. Changes nothing. Secrets are masked.
+    The exit status is 1 if any check fails, or if --gaps finds what nothing explains. Changes nothing.
+    Secrets are masked.
     """
+    if gaps:
+        from otel_activity.cli.gaps import report_gaps
+
+        since = since or datetime.now(UTC) - DEFAULT_RANGE
+        wait = timedelta(seconds=grace)
+        if not report_gaps(require_dsn(dsn), schema, since=since, grace=wait, as_json=as_json):
+            ctx.exit(EXIT_FAILED)
+        return
     if only_settings:
         _write_settings(as_json)
         return

@@ -1,0 +1,72 @@
+"""``otel-activity doctor --gaps``: what is missing in the store, and what explains it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from otel_activity.cli.render import json_line, note, printable, say
+from otel_activity.store.gaps import Kind, find_gaps
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from otel_activity.store.gaps import Finding
+
+__all__ = ["report_gaps"]
+
+
+def report_gaps(dsn: str, schema: str, *, since: datetime, grace: timedelta, as_json: bool) -> bool:
+    """Write what is missing; whether all of it is explained.
+
+    Raises:
+        ActivityError: the store cannot be asked.
+    """
+    found = find_gaps(dsn, schema, since=since, grace=grace)
+    for finding in found:
+        say(json_line(_as_json(finding)) if as_json else _line(finding))
+    open_ones = sum(finding.explanation is None for finding in found)
+    if not as_json:
+        note(f"since {_moment(since)}: {len(found)} found, {open_ones} of them unexplained")
+    return open_ones == 0
+
+
+def _as_json(finding: Finding) -> dict[str, object]:
+    return {
+        "kind": finding.kind,
+        "service": finding.service,
+        "stream": str(finding.stream),
+        "begin": finding.begin.isoformat(),
+        "end": None if finding.end is None else finding.end.isoformat(),
+        "first": finding.first,
+        "last": finding.last,
+        "count": finding.count,
+        "explained": finding.explanation is not None,
+        "explanation": finding.explanation,
+    }
+
+
+def _line(finding: Finding) -> str:
+    level = "GAP " if finding.explanation is None else "ok  "
+    why = finding.explanation or "NOT EXPLAINED"
+    where = f"{finding.service} stream {finding.stream}"
+    return printable(f"{level}  {finding.kind:<10} {_what(finding)}; {where}; {why}")
+
+
+def _what(finding: Finding) -> str:
+    if finding.kind is Kind.HOLE:
+        places = f"{finding.first}" if finding.count == 1 else f"{finding.first} to {finding.last}"
+        return f"{_events(finding.count)} missing at {places}, before {_moment(finding.begin)}"
+    if finding.kind is Kind.TAIL:
+        return f"not closed, silent since {_moment(finding.begin)}"
+    span = f"{_moment(finding.begin)} to {_moment(finding.end)}"
+    if finding.kind is Kind.UNAUDITED:
+        return f"no process was audited from {span}"
+    return f"{_events(finding.count)} lost, {span}"
+
+
+def _events(count: int | None) -> str:
+    return "1 event" if count == 1 else f"{count} events"
+
+
+def _moment(moment: datetime | None) -> str:
+    return "now" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,298 @@
+"""What is missing in the store: holes in streams, tails that never came, times without auditing."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_activity import semconv
+from otel_activity.errors import StoreRefused
+from otel_activity.store.connection import Reader, Row, StoreAddress
+from otel_activity.store.queries import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from uuid import UUID
+
+__all__ = ["Finding", "Kind", "find_gaps"]
+
+LOOKBACK: Final = timedelta(days=7)
+"""What was released in the range may have happened earlier: a long transaction, a journal taken over."""
+SAID: Final = timedelta(hours=1)
+"""A record about a loss may be that much older than the events around the hole."""
+AHEAD: Final = timedelta(days=1)
+"""How far a clock may be ahead."""
+BEATS: Final = 3
+"""Intervals without a beat after which a stream that was not closed has ended."""
+PLACED_LATE: Final = frozenset({"rejected", "process ended"})
+"""Reasons of losses that had places, although the record cannot name them."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Kind(enum.StrEnum):
+    """What was found."""
+
+    HOLE = "hole"
+    """Places of a stream are missing in the store."""
+    TAIL = "tail"
+    """A stream stopped without a record that closes it: what came last may be missing."""
+    UNAUDITED = "unaudited"
+    """After such an end no process of the service was audited for a time."""
+    LOSS = "loss"
+    """A gap record: the process itself says what it lost."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is missing.
+
+    Attributes:
+        kind: what.
+        service: ``service.name``.
+        stream: id of the stream.
+        begin: when it began, as far as that is known.
+        end: when it ended; None when it has not.
+        first: first place that is missing.
+        last: last place that is missing.
+        count: events that are missing; None when nobody can tell.
+        explanation: what explains it; None when nothing does.
+    """
+
+    kind: Kind
+    service: str
+    stream: UUID
+    begin: datetime
+    end: datetime | None = None
+    first: int | None = None
+    last: int | None = None
+    count: int | None = None
+    explanation: str | None = None
+
+
+class _Explanations:
+    """What the store itself says about missing places."""
+
+    def __init__(self, records: Sequence[Row]) -> None:
+        self.losses = [row for row in records if row["name"] == semconv.GAP]
+        self.taken_over = {
+            row["attributes"][semconv.STREAM_SUBJECT]: row["attributes"][semconv.STREAM_TAKEN_OVER]
+            for row in records
+            if row["name"] == semconv.STREAM_CLOSED
+        }
+        self._ranges: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        self._unplaced: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        self.ended: set[str] = set()
+        for row in self.losses:
+            self._loss(row["attributes"], subject_of(row))
+        for row in records:
+            if row["name"] == semconv.STREAM_CLOSED:
+                said = row["attributes"]
+                text = f"taken over from stream {said[semconv.STREAM_SUBJECT]}, which had stored them"
+                end = row["sequence"] - 1
+                self.add(str(row["stream"]), end - said[semconv.STREAM_TAKEN_OVER] + 1, end, text)
+
+    def _loss(self, said: dict[str, Any], stream: str) -> None:
+        reason, count = said[semconv.GAP_REASON], said[semconv.GAP_COUNT]
+        text = f"gap record: {reason}"
+        if said.get(semconv.GAP_SEQUENCES):
+            for first, last in said[semconv.GAP_SEQUENCES]:
+                self.add(stream, first, last, text)
+        elif reason in PLACED_LATE:
+            self._unplaced[stream].append((count, f"{text} ({count} events, places not known)"))
+        if reason == "process ended":
+            self.ended.add(stream)
+
+    def add(self, stream: str, first: int, last: int, text: str) -> None:
+        """Places of a stream are explained."""
+        self._ranges[stream].append((first, last, text))
+
+    def split(self, stream: str, first: int, last: int) -> Iterator[tuple[int, int, str | None]]:
+        """A hole in parts, each with what explains it, in order."""
+        at = first
+        for begin, end, text in sorted(self._ranges[stream]):
+            begin, end = max(begin, at), min(end, last)
+            if begin > end:
+                continue
+            if begin > at:
+                yield at, begin - 1, None
+            yield begin, end, text
+            at = end + 1
+        if at <= last:
+            yield at, last, None
+
+    def unplaced(self, stream: str, count: int) -> str | None:
+        """What explains `count` missing events of a stream whose places nobody knows; used up by that."""
+        for index, (lost, text) in enumerate(self._unplaced[stream]):
+            if lost >= count:
+                self._unplaced[stream][index] = (lost - count, text)
+                return text
+        return None
+
+
+def subject_of(row: Row) -> str:
+    """The stream that a record is about."""
+    return str(row["attributes"].get(semconv.STREAM_SUBJECT) or row["stream"])
+
+
+def find_gaps(
+    dsn: str, schema: str, *, since: datetime, grace: timedelta = timedelta(minutes=1)
+) -> list[Finding]:
+    """Look for what is missing since a time, the oldest first.
+
+    Args:
+        dsn: the store.
+        schema: schema of its tables.
+        since: earliest time, with a time zone.
+        grace: what is younger may be on its way still, and is not judged.
+
+    Raises:
+        ConfigurationError: the connection string or the schema's name is wrong in itself.
+        StoreUnavailable, StoreRefused: the store cannot be reached, or refuses.
+    """
+    reader = Reader(StoreAddress(dsn, schema))
+    try:
+        search = _Search(reader, schema, since, grace)
+        return sorted(search.findings(), key=lambda found: found.begin)
+    finally:
+        reader.close()
+
+
+class _Search:
+    def __init__(self, reader: Reader, schema: str, since: datetime, grace: timedelta) -> None:
+        self._reader = reader
+        self._schema = schema
+        self._since = since
+        (facts,) = self._ask("gap_oldest")
+        self._oldest: datetime = facts["oldest"] or facts["clock"]
+        self._now: datetime = facts["clock"]
+        self._grace = grace
+        self._back = since - LOOKBACK
+        self._until = self._now + AHEAD
+
+    def _ask(self, name: str, **parameters: Any) -> list[Row]:
+        query = statement(name, self._schema)
+        return self._reader.run(lambda cursor: cursor.execute(query, parameters or None).fetchall())
+
+    def findings(self) -> Iterator[Finding]:
+        since = self._since
+        streams = self._ask("gap_streams", since=since, until=self._until)
+        services = {str(row["stream"]): row["service"] for row in streams}
+        explained = _Explanations(self._ask("gap_records", since=since - SAID, until=self._until))
+        yield from self._losses(explained)
+        yield from self._holes(streams, services, explained)
+        tails = list(self._tails(streams, explained))
+        yield from tails
+        yield from self._unaudited(tails, streams)
+
+    def _losses(self, explained: _Explanations) -> Iterator[Finding]:
+        for row in explained.losses:
+            said = row["attributes"]
+            begin = datetime.fromisoformat(said[semconv.GAP_FIRST])
+            end = datetime.fromisoformat(said[semconv.GAP_LAST])
+            if end < self._since:
+                continue
+            lane = f", for {said[semconv.GAP_EXPORTER]}" if semconv.GAP_EXPORTER in said else ""
+            text = f"gap record: {said[semconv.GAP_REASON]}{lane}"
+            count = said[semconv.GAP_COUNT]
+            yield Finding(Kind.LOSS, row["service"], row["stream"], begin, end, count=count, explanation=text)
+
+    # --- holes ------------------------------------------------------------------------------------
+
+    def _holes(
+        self, streams: Sequence[Row], services: dict[str, str], explained: _Explanations
+    ) -> Iterator[Finding]:
+        suspects = [row["stream"] for row in streams if self._suspect(row)]
+        if not suspects:
+            return
+        holes = self._ask("gap_holes", since=self._back, until=self._until, streams=suspects)
+        holes = [hole for hole in holes if self._judged(hole)]
+        if holes:
+            self._explain_by_quarantine(explained)
+        for hole in holes:
+            stream = str(hole["stream"])
+            for first, last, text in explained.split(stream, hole["first"], hole["last"]):
+                count = last - first + 1
+                yield Finding(
+                    Kind.HOLE,
+                    services[stream],
+                    hole["stream"],
+                    hole["seen"],
+                    first=first,
+                    last=last,
+                    count=count,
+                    explanation=text or explained.unplaced(stream, count),
+                )
+
+    def _suspect(self, row: Row) -> bool:
+        missing = row["last"] - row["first"] + 1 - row["events"]
+        return missing > 0 or (row["first"] > 1 and self._whole(row["stream"]))
+
+    def _whole(self, stream: UUID) -> bool:
+        """Whether the beginning of a stream should be there: not cut off by retention or the range."""
+        began = _began(stream)
+        return began is not None and began >= max(self._back, self._oldest)
+
+    def _judged(self, hole: Row) -> bool:
+        if not self._since <= hole["seen"] <= self._now - self._grace:
+            return False
+        return hole["first"] > 1 or self._whole(hole["stream"])
+
+    def _explain_by_quarantine(self, explained: _Explanations) -> None:
+        since = (self._back - _EPOCH) // timedelta(microseconds=1) * 1000
+        try:
+            refused = self._ask("gap_quarantine", since=since)
+        except StoreRefused:  # who reads events need not be allowed to read these
+            return
+        for row in refused:
+            try:
+                said = json.loads(bytes(row["record"]))["attributes"]
+                stream, place = str(said[semconv.STREAM_ID]), int(said[semconv.SEQUENCE])
+            except (ValueError, KeyError, TypeError):
+                continue
+            explained.add(stream, place, place, "refused by the server, in the table quarantine")
+
+    # --- ends -------------------------------------------------------------------------------------
+
+    def _tails(self, streams: Iterable[Row], explained: _Explanations) -> Iterator[Finding]:
+        for row in streams:
+            stream = str(row["stream"])
+            if row["closed"] or stream in explained.taken_over or not self._silent(row):
+                continue
+            text = "gap record: process ended" if stream in explained.ended else None
+            yield Finding(Kind.TAIL, row["service"], row["stream"], row["seen"], explanation=text)
+
+    def _silent(self, row: Row) -> bool:
+        if not row["heartbeat"]:
+            return False
+        silence = timedelta(seconds=BEATS * row["heartbeat"]) + self._grace
+        return bool(row["seen"] + silence < self._now)
+
+    def _unaudited(self, tails: Sequence[Finding], streams: Sequence[Row]) -> Iterator[Finding]:
+        """From the end of a stream that never closed to the next stream, if no other ran meanwhile."""
+        for tail in tails:
+            others = [
+                row
+                for row in streams
+                if row["service"] == tail.service and row["stream"] != tail.stream and row["heartbeat"]
+            ]
+            if any(_start(row) <= tail.begin < row["seen"] for row in others):
+                continue
+            later = [_start(row) for row in others if _start(row) > tail.begin]
+            if later:  # else the service may have been switched off: that is what the tail says already
+                yield Finding(Kind.UNAUDITED, tail.service, tail.stream, tail.begin, min(later))
+
+
+def _start(row: Row) -> datetime:
+    return row["opened"] or row["began"]  # type: ignore[no-any-return]  # a column of type timestamptz
+
+
+def _began(stream: UUID) -> datetime | None:
+    """When a stream began: its id is a UUIDv7. None for another kind of id."""
+    if stream.version != 7:
+        return None
+    return _EPOCH + timedelta(milliseconds=stream.int >> 80)

@@ -1,0 +1,7 @@
+-- What was said about losses, and about streams that ended with their process.
+SELECT time, name, service, stream_id AS stream, sequence, attributes
+FROM {schema}.events
+WHERE time >= %(since)s AND time < %(until)s
+  AND (name = 'activity.gap'
+       OR (name = 'activity.stream.closed' AND attributes ? 'activity.stream.taken_over'))
+ORDER BY time, id
