@@ -29,10 +29,13 @@ __all__ = [
     "COLUMN_TEXT_LIMIT",
     "column_text",
     "copy_line",
+    "escaped",
     "event_from_row",
+    "is_uuid",
     "json_text",
     "plain_resource",
     "resource_id",
+    "timestamp",
 ]
 
 _TEXT_COLUMNS: Final = {
@@ -126,16 +129,16 @@ def copy_line(event: Event, service: str, resource_id: str) -> bytes:
         + (changes is not None)
     ):  # an attribute that is null or empty is not the same as none
         rest.update((name, attributes[name]) for name in _HELD if attributes.get(name, 0) in (None, ""))
-    if transaction_id != "" and not (type(transaction_id) is str and _is_uuid(transaction_id)):
+    if transaction_id != "" and not (type(transaction_id) is str and is_uuid(transaction_id)):
         rest[semconv.TRANSACTION_ID], transaction_id = transaction_id, ""
-    if stream_id != "" and not (type(stream_id) is str and _is_uuid(stream_id)):
+    if stream_id != "" and not (type(stream_id) is str and is_uuid(stream_id)):
         rest[semconv.STREAM_ID], stream_id = stream_id, ""
     if sequence is not None and (type(sequence) is not int or not -_INT64 <= sequence < _INT64):
         rest[semconv.SEQUENCE], sequence = sequence, None
     # + 0 makes a plain number of an enum's member, at half the cost of int().
     trace_id, span_id, observed = event.trace_id, event.span_id, event.observed
     head = (
-        f"{_timestamp(event.time)}\t{_escape(event.id)}\t{_timestamp(observed) if observed else ''}\t"
+        f"{timestamp(event.time)}\t{escaped(event.id)}\t{timestamp(observed) if observed else ''}\t"
         f"{event.severity + 0}\t{event.trace_flags & 0xFF}\t"
         f"{trace_id.to_bytes(16).hex() if trace_id else ''}\t{span_id.to_bytes(8).hex() if span_id else ''}\t"
         f"{_label(event.name)}\t{_text_columns(texts, rest)}\t"
@@ -176,7 +179,7 @@ def _odd_text_columns(values: list[Any], rest: dict[str, Any]) -> str:
         text = column_text(value) or ""
         if text != value:
             rest[name] = value
-        fields.append(_escape(text))
+        fields.append(escaped(text))
     return "\t".join(fields)
 
 
@@ -247,7 +250,7 @@ def _wrapped(value: object) -> dict[str, str]:
     return {_WRAPPER: _encode(value).decode()}
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
     """The text with the characters escaped that end a field or a line. NUL cannot be stored as text."""
     if "\\" in text or "\t" in text or "\n" in text or "\r" in text or "\0" in text:
         return (
@@ -262,17 +265,18 @@ def _escape(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _label(text: str) -> str:
-    """`_escape` for the few texts that every event repeats: event names, service names."""
-    return _escape(text)
+    """`escaped` for the few texts that every event repeats: event names, service names."""
+    return escaped(text)
 
 
 @lru_cache(maxsize=4096)
-def _is_uuid(text: str) -> bool:
+def is_uuid(text: str) -> bool:
     """Whether the text is a UUID as PostgreSQL prints it. Events of a transaction repeat theirs."""
     return _UUID.fullmatch(text) is not None
 
 
-def _timestamp(nanoseconds: int) -> str:
+def timestamp(nanoseconds: int) -> str:
+    """A time in nanoseconds as PostgreSQL reads it, cut to microseconds, UTC."""
     second, micros = divmod(nanoseconds // 1000, 1_000_000)
     return f"{_second(second)}.{str(micros + 1_000_000)[1:]}+00"
 

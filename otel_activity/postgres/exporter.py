@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -18,11 +18,14 @@ from otel_activity.postgres.failures import store_failure
 from otel_activity.postgres.writer import STATEMENT_TIMEOUT, EventWriter, WriteResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from otel_activity.codec.lines import Row
     from otel_activity.events import Event, ResourceInfo
 
 __all__ = ["PostgresEventExporter"]
+
+_Item = TypeVar("_Item")
 
 GRACE: Final = 5.0
 """Seconds that an answer may take beyond the server's own time limit."""
@@ -77,28 +80,36 @@ class PostgresEventExporter:
                 stored. Sending it again is always right.
             StoreRefused: the server answered and refuses; the message names the fix.
         """
-        self.export_all([(events, resource)])
+        self._in_portions(events, lambda writer, part: writer.write(part, resource))
 
-    def export_all(self, batches: Sequence[tuple[Sequence[Event], ResourceInfo]]) -> list[Event]:
-        """Store batches of several resources together, as `export` does one.
+    def export_rows(self, rows: Sequence[Row], resources: Mapping[str, ResourceInfo]) -> list[Row]:
+        """Store rows of any number of resources, as `export` does events of one.
+
+        Args:
+            rows: what to store.
+            resources: by id, as they can be stored.
 
         Returns:
-            The events that were quarantined: they can never be stored.
+            The rows that were quarantined: they can never be stored.
 
         Raises:
             StoreUnavailable, StoreRefused: as `export`.
         """
+        return self._in_portions(rows, lambda writer, part: writer.write_rows(part, resources))
+
+    def _in_portions(
+        self, items: Sequence[_Item], write: Callable[[EventWriter, Sequence[_Item]], WriteResult]
+    ) -> list[Row]:
         if os.getpid() != self._pid:
             self.after_fork()
         with self._lock, suppress_instrumentation():
             if self._closed.is_set():
                 raise StoreUnavailable("the PostgreSQL exporter is closed")
             try:
-                self.last_result, refused = self._write(batches)
-                return refused
+                return self._write(items, write)
             except BaseException as error:
                 if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
-                    self._portion.too_long(sum(len(events) for events, _ in batches))
+                    self._portion.too_long(len(items))
                 self._disconnect()
                 raise
             finally:
@@ -106,20 +117,21 @@ class PostgresEventExporter:
                     self._disconnect()
 
     def _write(
-        self, batches: Sequence[tuple[Sequence[Event], ResourceInfo]]
-    ) -> tuple[WriteResult, list[Event]]:
+        self, items: Sequence[_Item], write: Callable[[EventWriter, Sequence[_Item]], WriteResult]
+    ) -> list[Row]:
         writer = self._connected_writer()
-        result = WriteResult(0, 0, 0)
-        refused: list[Event] = []
-        left = list(batches)
+        result, done = WriteResult(0, 0, 0), 0
+        refused: list[Row] = []
         while True:
-            part, left = _split(left, self._portion.size)
-            written = writer.write_all(part)
+            part = items[done : done + self._portion.size]
+            written = write(writer, part)
             self.quarantined += written.quarantined
             result = WriteResult(*(one + other for one, other in zip(result, written, strict=True)))
             refused += writer.refused
-            if not left:
-                return result, refused
+            done += len(part)
+            if done >= len(items):
+                self.last_result = result
+                return refused
             self._portion.in_time()
 
     def probe(self) -> None:
@@ -193,23 +205,6 @@ class _Portion:
     def in_time(self) -> None:
         """A transaction of `size` events was stored."""
         self.size = self.size + 1 if self.size >= self._safe else min(self._safe, self.size * 2)
-
-
-_Batches = list[tuple["Sequence[Event]", "ResourceInfo"]]
-
-
-def _split(batches: _Batches, size: int) -> tuple[_Batches, _Batches]:
-    """The first `size` events, and the others."""
-    first: _Batches = []
-    for number, (events, resource) in enumerate(batches):
-        if len(events) > size:
-            first.append((events[:size], resource))
-            return first, [(events[size:], resource), *batches[number + 1 :]]
-        first.append((events, resource))
-        size -= len(events)
-        if not size:
-            return first, batches[number + 1 :]
-    return first, []
 
 
 def _abandon(connection: psycopg.Connection[Any]) -> None:

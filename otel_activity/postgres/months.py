@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from otel_activity.codec.lines import Row
     from otel_activity.events import Event
 
 __all__ = ["Months"]
@@ -39,7 +40,7 @@ class Months:
         self._window = (0, 0)
         """Start and end of the current month in nanoseconds, once it was asked for: the fast way out."""
 
-    def missing(self, events: Sequence[Event]) -> list[datetime]:
+    def missing(self, events: Sequence[Event] | Sequence[Row]) -> list[datetime]:
         """The first instants of the months to ask for now, oldest first; they then count as asked."""
         times = [event.time for event in events]
         start, end = self._window

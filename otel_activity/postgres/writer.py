@@ -11,14 +11,16 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from otel_activity.codec.rows import copy_line, json_text, plain_resource, resource_id
+from otel_activity.codec.lines import origin_of, row_of
+from otel_activity.codec.rows import json_text
 from otel_activity.postgres.failures import is_data_error, store_failure
 from otel_activity.postgres.months import Months
 from otel_activity.postgres.statements import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from otel_activity.codec.lines import Origin, Row
     from otel_activity.events import Event, ResourceInfo
 
 __all__ = ["EventWriter", "WriteResult"]
@@ -45,57 +47,29 @@ class WriteResult(NamedTuple):
 
 
 class _Refusal(NamedTuple):
-    event: Event
-    resource: str
-    """Id of its resource."""
+    row: Row
     sqlstate: str
     message: str
 
 
-class _Record(NamedTuple):
-    event: Event
-    line: bytes
-    resource: str
-    """Id of its resource."""
-
-
-class _Source(NamedTuple):
-    """Events of one resource."""
-
-    events: Sequence[Event]
-    resource: ResourceInfo
-    key: str
-    """Id of the resource."""
-
-
 class _Batch:
-    """One batch on its way: its lines as far as they are encoded, what was refused, how many rows are new."""
+    """One batch on its way: its rows as far as they are encoded, what was refused, how many are new."""
 
-    def __init__(self, sources: Sequence[_Source]) -> None:
-        self.resources = {source.key: source.resource for source in sources}
-        self.records: list[_Record] = []
+    def __init__(self, parts: Iterable[list[Row]], resources: Mapping[str, ResourceInfo]) -> None:
+        self.resources = resources
+        self.rows: list[Row] = []
         self.refused: list[_Refusal] = []
         self.stored = 0
-        self._parts = (part for source in sources for part in self._encode(source))
+        self._parts = iter(parts)
 
-    def encode(self) -> Iterator[list[_Record]]:
+    def encode(self) -> Iterator[list[Row]]:
         """Encode what is not encoded yet, part by part, so that the server works on one part meanwhile."""
-        return self._parts
-
-    def _encode(self, source: _Source) -> Iterator[list[_Record]]:
-        service = source.resource.service_name
-        key = source.key
-        left = iter(source.events)
-        while events := list(islice(left, RECORDS_PER_WRITE)):
-            part: list[_Record] = []
-            for event in events:
-                try:
-                    part.append(_Record(event, copy_line(event, service, key), key))
-                except Exception as error:  # noqa: BLE001 - one odd record must never cost the batch
-                    reason = f"{type(error).__name__}: {error}"
-                    self.refused.append(_Refusal(event, key, NOT_ENCODABLE, reason))
-            self.records += part
-            yield part
+        for part in self._parts:
+            rows = [row for row in part if row.line]
+            if len(rows) < len(part):
+                self.refused += [_Refusal(row, NOT_ENCODABLE, row.reason) for row in part if not row.line]
+            self.rows += rows
+            yield rows
 
     def result(self, total: int) -> WriteResult:
         """How the batch ended."""
@@ -125,9 +99,9 @@ class EventWriter:
         self._schema = schema
         self._begin = statement("begin", schema, timeout=sql.Literal(round(statement_timeout * 1000)))
         self._months = Months()
-        self.refused: list[Event] = []
-        """The events of the last write that were quarantined."""
-        self._resources: dict[int, tuple[ResourceInfo, ResourceInfo, str]] = {}
+        self.refused: list[Row] = []
+        """What was quarantined by the last write."""
+        self._origins: dict[int, tuple[ResourceInfo, Origin]] = {}
         self._stored_resources: set[str] = set()
 
     def write(self, events: Sequence[Event], resource: ResourceInfo) -> WriteResult:
@@ -136,23 +110,41 @@ class EventWriter:
         Raises:
             StoreUnavailable, StoreRefused: nothing of the batch is stored; it may be sent again.
         """
-        return self.write_all([(events, resource)])
+        origin = self._origin(resource)
+        left = iter(events)
 
-    def write_all(self, batches: Sequence[tuple[Sequence[Event], ResourceInfo]]) -> WriteResult:
-        """Store events of several resources in one transaction; otherwise as `write`.
+        def parts() -> Iterator[list[Row]]:
+            while part := list(islice(left, RECORDS_PER_WRITE)):
+                yield [row_of(event, origin.service, origin.key) for event in part]
 
-        `refused` then holds the events that were quarantined.
+        return self._write(events, parts(), {origin.key: origin.resource})
+
+    def write_rows(self, rows: Sequence[Row], resources: Mapping[str, ResourceInfo]) -> WriteResult:
+        """Store rows, of any number of resources, in one transaction; otherwise as `write`.
+
+        Args:
+            rows: what to store. `refused` then holds those that were quarantined.
+            resources: by id, as they can be stored.
 
         Raises:
             StoreUnavailable, StoreRefused: as `write`.
         """
+        starts = range(0, len(rows), RECORDS_PER_WRITE)
+        parts = (list(rows[start : start + RECORDS_PER_WRITE]) for start in starts)
+        return self._write(rows, parts, resources)
+
+    def _write(
+        self,
+        events: Sequence[Event] | Sequence[Row],
+        parts: Iterable[list[Row]],
+        resources: Mapping[str, ResourceInfo],
+    ) -> WriteResult:
         self.refused = []
-        sources = [_Source(events, *self._plain_resource(resource)) for events, resource in batches if events]
-        if not sources:
+        if not events:
             return WriteResult(0, 0, 0)
-        batch = _Batch(sources)
+        batch = _Batch(parts, resources)
         try:
-            self._ensure_months([event for source in sources for event in source.events])
+            self._ensure_months(events)
             try:
                 self._store_at_once(batch)
             except psycopg.Error as error:
@@ -164,8 +156,8 @@ class EventWriter:
         if len(self._stored_resources) > STORED_KEPT:
             self._stored_resources.clear()
         self._stored_resources.update(batch.resources)
-        self.refused = [refusal.event for refusal in batch.refused]
-        return batch.result(sum(len(source.events) for source in sources))
+        self.refused = [refusal.row for refusal in batch.refused]
+        return batch.result(len(events))
 
     def probe(self) -> None:
         """Copy no rows: the server checks the right to insert, and that it is no standby.
@@ -179,15 +171,14 @@ class EventWriter:
         except psycopg.Error as error:
             raise store_failure(error, self._schema) from error
 
-    def _plain_resource(self, resource: ResourceInfo) -> tuple[ResourceInfo, str]:
+    def _origin(self, resource: ResourceInfo) -> Origin:
         """The resource as it can be stored, and its id; worked out once, for a process has hardly more."""
-        known = self._resources.get(id(resource))
+        known = self._origins.get(id(resource))
         if known is None or known[0] is not resource:
-            if len(self._resources) > RESOURCES_KEPT:
-                self._resources.clear()
-            plain = plain_resource(resource)
-            known = self._resources[id(resource)] = (resource, plain, resource_id(plain))
-        return known[1:]
+            if len(self._origins) > RESOURCES_KEPT:
+                self._origins.clear()
+            known = self._origins[id(resource)] = (resource, origin_of(resource))
+        return known[1]
 
     # --- storing ----------------------------------------------------------------------------------
 
@@ -206,11 +197,11 @@ class EventWriter:
         with self._transaction():
             self._store_resources(batch)
             self._connection.execute(statement("create_staging", self._schema))
-            stored = self._store_part(batch, batch.records)
+            stored = self._store_part(batch, batch.rows)
             self._quarantine(batch)
         batch.stored = stored
 
-    def _store_part(self, batch: _Batch, records: list[_Record]) -> int:
+    def _store_part(self, batch: _Batch, records: list[Row]) -> int:
         if not records:
             return 0
         try:
@@ -223,20 +214,17 @@ class EventWriter:
             if not is_data_error(error):
                 raise
             if len(records) == 1:
-                only = records[0]
-                batch.refused.append(_Refusal(only.event, only.resource, error.sqlstate or "", str(error)))
+                batch.refused.append(_Refusal(records[0], error.sqlstate or "", str(error)))
                 return 0
         middle = len(records) // 2
         return self._store_part(batch, records[:middle]) + self._store_part(batch, records[middle:])
 
-    def _copy(self, name: str, parts: Iterable[list[_Record]]) -> int:
+    def _copy(self, name: str, parts: Iterable[list[Row]]) -> int:
         with self._connection.cursor() as cursor:
             with cursor.copy(statement(name, self._schema)) as copy:
                 for part in parts:
                     for start in range(0, len(part), RECORDS_PER_WRITE):
-                        copy.write(
-                            b"".join([record.line for record in part[start : start + RECORDS_PER_WRITE]])
-                        )
+                        copy.write(b"".join([row.line for row in part[start : start + RECORDS_PER_WRITE]]))
             return cursor.rowcount
 
     def _store_resources(self, batch: _Batch) -> None:
@@ -270,7 +258,7 @@ class EventWriter:
 
     # --- partitions -------------------------------------------------------------------------------
 
-    def _ensure_months(self, events: Sequence[Event]) -> None:
+    def _ensure_months(self, events: Sequence[Event] | Sequence[Row]) -> None:
         """Make missing partitions first; without them the rows go to the default partition."""
         for month in self._months.missing(events):
             try:
@@ -296,14 +284,14 @@ class EventWriter:
 
 
 def _quarantine_row(refusal: _Refusal) -> dict[str, Any]:
-    event = refusal.event
+    event = refusal.row.event()
     record = _record_bytes(event)
     return {
         "digest": hashlib.sha256(record).digest(),
         "event_id": _clean(event.id),
         "event_time": event.time if isinstance(event.time, int) else None,
         "event_name": _clean(event.name),
-        "resource_id": refusal.resource,
+        "resource_id": refusal.row.resource,
         "sqlstate": refusal.sqlstate,
         "message": _clean(refusal.message),
         "record": record,

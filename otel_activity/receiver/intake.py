@@ -20,9 +20,10 @@ from otel_activity.receiver.protobuf import ProtobufDecoder
 from otel_activity.receiver.records import BadRequest, Decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from otel_activity.events import Event, ResourceInfo
+    from otel_activity.codec.lines import Row
+    from otel_activity.events import ResourceInfo
     from otel_activity.postgres.writer import WriteResult
     from otel_activity.receiver.metrics import ReceiverMetrics
 
@@ -47,8 +48,8 @@ class Store(Protocol):
 
     last_result: WriteResult
 
-    def export_all(self, batches: Sequence[tuple[Sequence[Event], ResourceInfo]]) -> list[Event]:
-        """Store the batches; return the events that can never be stored. Raises `ExportError`."""
+    def export_rows(self, rows: Sequence[Row], resources: Mapping[str, ResourceInfo]) -> list[Row]:
+        """Store the rows; return those that can never be stored. Raises `ExportError`."""
 
     def probe(self) -> None:
         """Raise `ExportError` unless a batch could be stored now."""
@@ -244,25 +245,20 @@ class Intake:
             _refuse(group, Busy(f"internal error: {type(error).__name__}"))
 
     def _commit(self, decoded: list[tuple[_Request, Decoded]], store: Store) -> None:
-        batches = [batch for _, each in decoded for batch in each.batches]
+        rows = [row for _, each in decoded for row in each.rows]
         refused: set[int] = set()
-        if batches:
+        if rows:
+            resources = {key: resource for _, each in decoded for key, resource in each.resources.items()}
             started = time.perf_counter()
-            refused = {id(event) for event in store.export_all(batches)}
+            refused = {id(row) for row in store.export_rows(rows, resources)}
             self._metrics.commits.observe(time.perf_counter() - started)
             self._worked()
             for result, number in zip(("stored", "duplicate", "quarantined"), store.last_result, strict=True):
                 self._metrics.records.labels(result).inc(number)
         for request, each in decoded:
             self._count_foreign(each.foreign)
-            request.answer.set_result(
-                Outcome(
-                    sum(id(event) in refused for events, _ in each.batches for event in events)
-                    if refused
-                    else 0,
-                    each.foreign if self._refuse_foreign else 0,
-                )
-            )
+            quarantined = sum(id(row) in refused for row in each.rows) if refused else 0
+            request.answer.set_result(Outcome(quarantined, each.foreign if self._refuse_foreign else 0))
 
     def _count_foreign(self, number: int) -> None:
         if number:

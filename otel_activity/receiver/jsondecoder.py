@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from otel_activity.codec import encode
+from otel_activity.codec.lines import origin_of, row_of
 from otel_activity.events import Event, ResourceInfo
 from otel_activity.receiver.records import MAX_DEPTH, BadRequest, Decoded, TooLarge, event_id, is_ours
 
@@ -113,7 +114,9 @@ class JSONDecoder:
 
 
 def _resource_logs(decoded: Decoded, logs: _ResourceLogs) -> None:
-    events: list[Event] = []
+    attributes = logs.resource.attributes if logs.resource is not None else None
+    origin = origin_of(ResourceInfo(_pairs(attributes, MAX_DEPTH)))
+    before = len(decoded.rows)
     for scope_logs in logs.scope_logs or ():
         records = scope_logs.log_records or ()
         decoded.count(len(records))
@@ -121,12 +124,11 @@ def _resource_logs(decoded: Decoded, logs: _ResourceLogs) -> None:
         for raw in records:
             record = _record(raw)
             if is_ours(scope, record.event_name or ""):
-                events.append(_event(record))
+                decoded.rows.append(row_of(_event(record), origin.service, origin.key))
             else:
                 decoded.foreign += 1
-    if events:
-        attributes = logs.resource.attributes if logs.resource is not None else None
-        decoded.batches.append((events, ResourceInfo(_pairs(attributes, MAX_DEPTH))))
+    if len(decoded.rows) > before:
+        decoded.resources[origin.key] = origin.resource
 
 
 def _event(record: _LogRecord) -> Event:

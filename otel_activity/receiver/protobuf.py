@@ -11,15 +11,31 @@ import math
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from otel_activity import semconv
 from otel_activity.codec import encode
+from otel_activity.codec.lines import (
+    CHANGES,
+    FIELDS,
+    ID,
+    Fragment,
+    Origin,
+    Row,
+    fragment,
+    line,
+    origin_of,
+    row_of,
+    text_fragment,
+)
 from otel_activity.events import Event, ResourceInfo
 from otel_activity.receiver.records import (
     MAX_DEPTH,
     MAX_RECORDS,
     MAX_VALUES,
+    PREFIX,
     BadRequest,
     Decoded,
     event_id,
@@ -38,6 +54,14 @@ _KEPT_LENGTH: Final = 160
 """Attributes that are remembered: so many, and so long at most."""
 _KEPT_RESOURCES: Final = 64
 _LIMIT: Final = 1 << 16
+_SMALL: Final = MAX_VALUES * 2
+"""Bytes of an object that the fast way reads: a value has at least two."""
+_CHANGES: Final = semconv.CHANGES.encode()
+_UNIQUE: Final = frozenset({CHANGES, ID})
+"""Fields that no two events share: not worth remembering."""
+_TRACE_SIZES: Final = frozenset({0, 16})
+_SPAN_SIZES: Final = frozenset({0, 8})
+_encode: Final = msgspec.json.Encoder().encode
 _DOUBLE: Final = struct.Struct("<d")
 
 
@@ -69,8 +93,8 @@ class ProtobufDecoder:
     """Decodes requests of one thread; remembers attributes and resources from one to the next."""
 
     def __init__(self) -> None:
-        self._attributes: dict[bytes, tuple[str, Any]] = {}
-        self._resources: dict[bytes, ResourceInfo] = {}
+        self._fragments: dict[bytes, Fragment] = {}
+        self._origins: dict[bytes, Origin] = {}
 
     def decode(self, body: bytes) -> Decoded:
         """An ``ExportLogsServiceRequest``.
@@ -98,13 +122,14 @@ class ProtobufDecoder:
                 resource = body[first:last]
             elif number == 2:
                 scopes.append((first, last))
-        events: list[Event] = []
+        origin = self._origin(resource)
+        before = len(decoded.rows)
         for first, last in scopes:
-            self._scope_logs(decoded, events, body, first, last)
-        if events:
-            decoded.batches.append((events, self._resource(resource)))
+            self._scope_logs(decoded, origin, body, first, last)
+        if len(decoded.rows) > before:
+            decoded.resources[origin.key] = origin.resource
 
-    def _scope_logs(self, decoded: Decoded, events: list[Event], body: bytes, start: int, end: int) -> None:
+    def _scope_logs(self, decoded: Decoded, origin: Origin, body: bytes, start: int, end: int) -> None:
         scope = ""
         records = []
         for number, first, last in _fields(body, start, end):
@@ -116,55 +141,62 @@ class ProtobufDecoder:
             elif number == 1:
                 scope = _scope_name(body, first, last)
         decoded.count(len(records))
-        self._records(decoded, events, scope, body, records)
-
-    def _records(
-        self, decoded: Decoded, events: list[Event], scope: str, body: bytes, records: list[tuple[int, int]]
-    ) -> None:
-        parse = _Record.FromString
+        if not is_ours(scope, PREFIX):
+            decoded.foreign += len(records)
+            return
+        rows = decoded.rows
         for first, last in records:
-            record = parse(body[first:last])
-            name = record.name
-            if not is_ours(scope, name):
+            data = body[first:last]
+            record = _Record.FromString(data)
+            if not record.name.startswith(PREFIX):
                 decoded.foreign += 1
-                continue
-            attributes = self._decoded(record.attributes)
-            observed = record.observed
-            trace_id, span_id = record.trace_id, record.span_id
-            if len(trace_id) not in {0, 16} or len(span_id) not in {0, 8}:
-                raise BadRequest("a trace id has not 16 bytes, or a span id not 8")
-            events.append(
-                Event(
-                    id=event_id(attributes),
-                    name=name,
-                    time=(record.time or observed) // 1000 * 1000,
-                    attributes=attributes,
-                    observed=observed,
-                    severity=record.severity,
-                    trace_id=int.from_bytes(trace_id),
-                    span_id=int.from_bytes(span_id),
-                    trace_flags=record.flags & 0xFF,
-                )
-            )
+            else:
+                rows.append(self._row(record, data, origin))
 
-    def _decoded(self, encoded: Any) -> dict[str, Any]:
-        known = self._attributes
-        attributes: dict[str, Any] = {}
-        budget = _Budget()
-        for item in encoded:
-            pair = known.get(item)
-            if pair is None:
-                pair = _key_value(item, 0, len(item), MAX_DEPTH, budget)
-                # A container is not shared between events: each may be changed on its own.
-                if len(item) <= _KEPT_LENGTH and not isinstance(pair[1], (dict, list)):
-                    if len(known) >= _KEPT_ATTRIBUTES:
-                        known.clear()
-                    known[item] = pair
-            attributes[pair[0]] = pair[1]
-        return attributes
+    def _row(self, record: Any, data: bytes, origin: Origin) -> Row:
+        if len(record.trace_id) not in _TRACE_SIZES or len(record.span_id) not in _SPAN_SIZES:
+            raise BadRequest("a trace id has not 16 bytes, or a span id not 8")
+        known = self._fragments
+        fields, members = list(FIELDS), []
+        for item in record.attributes:
+            found = known.get(item)
+            if found is None:
+                found = self._fragment(item)
+                if found is None:
+                    break
+            number, text = found
+            if number < 0:
+                members.append(text)
+            else:
+                fields[number] = text
+        else:
+            time = _time(record)
+            made = line(record, time, fields, members, origin.fields)
+            if made is not None:
+                return _WireRow(time, made, origin.key, "", data)
+        return row_of(_event(record), origin.service, origin.key)
 
-    def _resource(self, encoded: bytes) -> ResourceInfo:
-        known = self._resources.get(encoded)
+    def _fragment(self, item: bytes) -> Fragment | None:
+        """The fragment of an attribute that was not met before; None if it has none."""
+        found = None
+        place = _place(item, 0, len(item))
+        if place is None:
+            return _any_fragment(item)
+        first, last, start, end = place
+        if end - start < 0x80 and item[start] == 0x0A and item[start + 1] == end - start - 2:
+            found = text_fragment(item[first:last], item[start + 2 : end])
+        elif item[first:last] == _CHANGES and end - start < _SMALL:
+            found = _changes(item, start, end)
+        if found is None:
+            return fragment(item[first:last].decode(), _any_value(item, start, end, MAX_DEPTH, _Budget()))
+        if len(item) <= _KEPT_LENGTH and found[0] not in _UNIQUE:
+            if len(self._fragments) >= _KEPT_ATTRIBUTES:
+                self._fragments.clear()
+            self._fragments[item] = found
+        return found
+
+    def _origin(self, encoded: bytes) -> Origin:
+        known = self._origins.get(encoded)
         if known is None:
             attributes: dict[str, Any] = {}
             budget = _Budget()
@@ -172,10 +204,189 @@ class ProtobufDecoder:
                 if number == 1:
                     name, value = _key_value(encoded, start, end, MAX_DEPTH, budget)
                     attributes[name] = value
-            if len(self._resources) >= _KEPT_RESOURCES:
-                self._resources.clear()
-            known = self._resources[encoded] = ResourceInfo(attributes)
+            if len(self._origins) >= _KEPT_RESOURCES:
+                self._origins.clear()
+            known = self._origins[encoded] = origin_of(ResourceInfo(attributes))
         return known
+
+
+class _WireRow(Row):
+    """A row whose event is decoded when somebody asks."""
+
+    data: bytes = b""
+
+    def event(self) -> Event:
+        return _event(_Record.FromString(self.data))
+
+
+def _time(record: Any) -> int:
+    time: int = record.time or record.observed
+    return time // 1000 * 1000
+
+
+def _event(record: Any) -> Event:
+    attributes: dict[str, Any] = {}
+    budget = _Budget()
+    for item in record.attributes:
+        key, value = _key_value(item, 0, len(item), MAX_DEPTH, budget)
+        attributes[key] = value
+    return Event(
+        id=event_id(attributes),
+        name=record.name,
+        time=_time(record),
+        attributes=attributes,
+        observed=record.observed,
+        severity=record.severity,
+        trace_id=int.from_bytes(record.trace_id),
+        span_id=int.from_bytes(record.span_id),
+        trace_flags=record.flags & 0xFF,
+    )
+
+
+# --- fragments ------------------------------------------------------------------------------------
+
+
+def _any_fragment(item: bytes) -> Fragment | None:
+    """The fragment of an attribute of any kind."""
+    return fragment(*_key_value(item, 0, len(item), MAX_DEPTH, _Budget()))
+
+
+def _changes(data: bytes, start: int, end: int) -> Fragment | None:
+    """``activity.changes`` as JSON, from bytes to bytes; None if a text in it would have to be escaped."""
+    size, first = _size(data, start + 1)
+    if data[start] != 0x32 or first + size != end:
+        return None
+    parts: list[bytes] = []
+    quotes = _document(data, first, end, MAX_DEPTH - 2, parts)
+    if quotes < 0:
+        return None
+    document = b"".join(parts)
+    text = document.decode()
+    # All texts at once: every quotation mark is one of ours.
+    if text.count('"') != quotes or "\\" in text or not text.isprintable():
+        return None
+    return CHANGES, document
+
+
+def _document(  # noqa: C901 - one frame: changes are most of what there is to decode
+    data: bytes, position: int, end: int, depth: int, parts: list[bytes]
+) -> int:
+    """Write the pairs of a ``KeyValueList`` as JSON; how many quotation marks that took.
+
+    Negative for what is not written as the SDK or the Collector write it, with sizes of at most two bytes:
+    `_fields` and its kin take every form that protobuf has.
+    """
+    if depth <= 0:
+        return -1
+    quotes = 0
+    mark = b"{"
+    while position < end:
+        size = data[position + 1]
+        if data[position] != 0x0A or size < 4:
+            return -1
+        position += 2
+        if size > 0x7F:
+            if data[position] > 0x7F:
+                return -1
+            size += (data[position] - 1) << 7
+            position += 1
+        stop = position + size
+        if stop > end:
+            return -1
+        size = data[position + 1]
+        if data[position] == 0x0A:  # the key comes first
+            name = position + 2
+            last = name + size
+            if size > 0x7F or last + 1 >= stop or data[last] != 0x12:
+                return -1
+            start = last + 2
+            size = data[last + 1]
+            if size > 0x7F:
+                if data[start] > 0x7F:
+                    return -1
+                size += (data[start] - 1) << 7
+                start += 1
+            close = start + size
+            if close != stop:
+                return -1
+        elif data[position] == 0x12:  # the value does
+            start = position + 2
+            if size > 0x7F:
+                if data[start] > 0x7F:
+                    return -1
+                size += (data[start] - 1) << 7
+                start += 1
+            close = start + size
+            name = close + 2
+            last = stop
+            if name > stop or data[close] != 0x0A or data[close + 1] != stop - name or stop - name > 0x7F:
+                return -1
+        else:
+            return -1
+        position = stop
+        if start == close:
+            parts.append(b'%b"%b":null' % (mark, data[name:last]))
+            quotes += 2
+            mark = b","
+            continue
+        tag = data[start]
+        if tag == 0x0A or tag == 0x32:
+            size = data[start + 1]
+            first = start + 2
+            if size > 0x7F:
+                if data[first] > 0x7F:
+                    return -1
+                size += (data[first] - 1) << 7
+                first += 1
+            if first + size != close:
+                return -1
+            if tag == 0x0A:
+                parts.append(b'%b"%b":"%b"' % (mark, data[name:last], data[first:close]))
+                quotes += 4
+            else:
+                parts.append(b'%b"%b":' % (mark, data[name:last]))
+                inner = _document(data, first, close, depth - 2, parts)
+                if inner < 0:
+                    return -1
+                quotes += inner + 2
+        else:
+            value = _encode(_any_value(data, start, close, depth - 2, _Budget()))
+            parts.append(b'%b"%b":%b' % (mark, data[name:last], value))
+            quotes += 2 + value.count(b'"')
+        mark = b","
+    parts.append(b"{}" if mark == b"{" else b"}")
+    return quotes
+
+
+def _place(data: bytes, position: int, stop: int) -> tuple[int, int, int, int] | None:
+    """Where a ``KeyValue`` has its key and its value: start and end of each.
+
+    None for what neither the SDK (key first) nor the Collector (value first) writes, and for no value.
+    """
+    if stop - position < 4:
+        return None
+    if data[position] == 0x0A:
+        last = position + 2 + data[position + 1]
+        if data[position + 1] > 0x7F or last + 2 >= stop or data[last] != 0x12:
+            return None
+        size, start = _size(data, last + 1)
+        return (position + 2, last, start, stop) if start + size == stop and size > 1 else None
+    if data[position] != 0x12:
+        return None
+    size, start = _size(data, position + 1)
+    close = start + size
+    name = close + 2
+    if size < 2 or name > stop or data[close] != 0x0A or data[close + 1] != stop - name or stop - name > 0x7F:
+        return None
+    return name, stop, start, close
+
+
+def _size(data: bytes, position: int) -> tuple[int, int]:
+    size = data[position]
+    return (size, position + 1) if size < 0x80 else _varint(data, position)
+
+
+# --- every form -----------------------------------------------------------------------------------
 
 
 class _Budget:

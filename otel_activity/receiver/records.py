@@ -9,12 +9,14 @@ from otel_activity import semconv
 from otel_activity.errors import ActivityError
 
 if TYPE_CHECKING:
-    from otel_activity.events import Event, ResourceInfo
+    from otel_activity.codec.lines import Row
+    from otel_activity.events import ResourceInfo
 
 __all__ = [
     "MAX_DEPTH",
     "MAX_RECORDS",
     "MAX_VALUES",
+    "PREFIX",
     "BadRequest",
     "Decoded",
     "TooLarge",
@@ -28,6 +30,9 @@ MAX_VALUES: Final = 200_000
 """Values nested in one record, for the same reason."""
 MAX_DEPTH: Final = 100
 """Nesting of messages, as every protobuf parser has it."""
+
+PREFIX: Final = "activity."
+"""Of the names of all our events."""
 
 
 class BadRequest(ActivityError):
@@ -43,12 +48,14 @@ class Decoded:
     """One request, decoded.
 
     Attributes:
-        batches: our events, by resource.
+        rows: our events.
+        resources: theirs, by id.
         records: how many records there were.
         foreign: how many of them are not ours.
     """
 
-    batches: list[tuple[list[Event], ResourceInfo]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    resources: dict[str, ResourceInfo] = field(default_factory=dict)
     records: int = 0
     foreign: int = 0
 
@@ -65,7 +72,7 @@ class Decoded:
 
 def is_ours(scope: str, name: str) -> bool:
     """Whether a record is an audit event, by its scope's name and its event name."""
-    return scope == semconv.SCOPE_NAME and name.startswith("activity.")
+    return scope == semconv.SCOPE_NAME and name.startswith(PREFIX)
 
 
 def event_id(attributes: dict[str, Any]) -> str:
