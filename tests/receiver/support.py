@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
@@ -60,8 +61,11 @@ class Receiver:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            self.process.wait(30)
-            raise AssertionError(f"the receiver did not start: {self.errors}")
+            status = self.process.wait(30)
+            self.process.stdout.close()
+            said = self.errors
+            self._errors.close()
+            raise AssertionError(f"the receiver ended with status {status}: {said}")
         self.addresses = dict(word.split("=", 1) for word in line.split()[1:])
 
     @property
@@ -97,6 +101,14 @@ class Receiver:
             if line.rpartition(" ")[0] == name:
                 return float(line.rpartition(" ")[2])
         return 0.0
+
+    def peak_memory(self) -> float:
+        """The most memory that it had, in megabytes; 0 where the system does not tell."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        lines = status.read_text().splitlines() if status.exists() else []
+        return max(
+            (int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), default=0
+        )
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""
