@@ -18,6 +18,7 @@ from otel_activity import semconv
 from otel_activity.codec.rows import (
     COLUMN_ATTRIBUTES,
     COLUMN_TEXT_LIMIT,
+    LABEL_LIMIT,
     copy_line,
     escaped,
     is_uuid,
@@ -129,7 +130,8 @@ def text_fragment(name: bytes, value: bytes) -> Fragment | None:
     Raises:
         UnicodeDecodeError: they are not UTF-8.
     """
-    if not is_plain((name + value).decode()):
+    # With a space between them: two damaged texts can make a whole one.
+    if not is_plain((b"%b %b" % (name, value)).decode()):
         return None
     slot = _NAMES.get(name)
     if slot is None:
@@ -169,7 +171,7 @@ def line(
         members: fragments of the column ``attributes``.
         origin: `Origin.fields`.
     """
-    observed, trace, span = record.observed, record.trace_id, record.span_id
+    observed, trace, span, name = record.observed, record.trace_id, record.span_id, record.name
     found = b"%b\t%b\t%b\t%d\t%d\t%b\t%b\t%b\t%b\t%b\t%b\t{%b}\n" % (
         timestamp(time).encode(),
         fields[ID],
@@ -178,7 +180,7 @@ def line(
         record.flags & 0xFF,
         trace.hex().encode() if trace and any(trace) else b"",
         span.hex().encode() if span and any(span) else b"",
-        _name(record.name),
+        _name(name) if len(name) <= LABEL_LIMIT else escaped(name).encode(),
         b"\t".join(fields[:CHANGES]),
         origin,
         fields[CHANGES],

@@ -27,6 +27,7 @@ __all__ = [
     "COLUMNS",
     "COLUMN_ATTRIBUTES",
     "COLUMN_TEXT_LIMIT",
+    "LABEL_LIMIT",
     "column_text",
     "copy_line",
     "escaped",
@@ -81,6 +82,9 @@ COLUMNS: Final[tuple[str, ...]] = (
 COLUMN_TEXT_LIMIT: Final = 256
 """Characters of a text column. An index entry may have 2,704 bytes; two such columns take at most 2,048."""
 
+LABEL_LIMIT: Final = 256
+"""Characters of a text that may be remembered: what others send must not fill the memory."""
+
 _TEXT_ATTRIBUTES: Final = tuple(_TEXT_COLUMNS.values())
 _HELD: Final = frozenset(COLUMN_ATTRIBUTES.values())
 _TEXTS: Final = len(_TEXT_ATTRIBUTES)
@@ -88,6 +92,7 @@ _INT64: Final = 1 << 63
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UUID_LENGTH: Final = 36
 _WRAPPER: Final = "$json"
 """Marks JSON that ``jsonb`` refuses as it is (NUL characters): ``{"$json": "<the JSON as text>"}``."""
 
@@ -263,15 +268,22 @@ def escaped(text: str) -> str:
     return text
 
 
-@lru_cache(maxsize=1024)
 def _label(text: str) -> str:
     """`escaped` for the few texts that every event repeats: event names, service names."""
-    return escaped(text)
+    return _known_label(text) if len(text) <= LABEL_LIMIT else escaped(text)
+
+
+_known_label: Final = lru_cache(maxsize=1024)(escaped)
+
+
+def is_uuid(text: str) -> bool:
+    """Whether the text is a UUID as PostgreSQL prints it."""
+    return len(text) == _UUID_LENGTH and _known_uuid(text)
 
 
 @lru_cache(maxsize=4096)
-def is_uuid(text: str) -> bool:
-    """Whether the text is a UUID as PostgreSQL prints it. Events of a transaction repeat theirs."""
+def _known_uuid(text: str) -> bool:
+    """Events of a transaction repeat theirs."""
     return _UUID.fullmatch(text) is not None
 
 

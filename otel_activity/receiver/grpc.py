@@ -103,9 +103,12 @@ class GRPCServer:
         try:
             async with asyncio.timeout(self._read_timeout):
                 body = await anext(aiter(messages), b"")
-            self._give_back(held - len(body))
-            held = len(body)
-            return await asyncio.wrap_future(self._intake.submit(body, as_json=False))
+            size = len(body)
+            self._give_back(held - size)
+            held = size
+            answer = self._intake.submit(body, as_json=False)
+            del body  # given up when it is decoded, not when it is answered
+            return await asyncio.wrap_future(answer)
         finally:
             self._give_back(held)
 

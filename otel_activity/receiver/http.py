@@ -27,6 +27,8 @@ __all__ = ["HTTPApplication"]
 JSON: Final = b"application/json"
 PROTOBUF: Final = b"application/x-protobuf"
 _GZIP: Final = 16 + zlib.MAX_WBITS
+_MEMBERS: Final = 1_000
+"""Members of one gzip; who packs in blocks makes a few hundred of a large body."""
 _STEP: Final = 1 << 18
 """Bytes that are unpacked, and for which room is made, at a time."""
 
@@ -114,9 +116,9 @@ class HTTPApplication:
         room = _Room(self._intake)
         try:
             self._check(kind, headers)
-            body = await self._body(headers, receive, room)
-            result = await asyncio.wrap_future(self._intake.submit(body, as_json=as_json))
-            del body
+            # No name for the body: it is given up when it is decoded, not when it is answered.
+            answer = self._intake.submit(await self._body(headers, receive, room), as_json=as_json)
+            result = await asyncio.wrap_future(answer)
             outcome = "partial" if result.rejected else "ok"
             await _answer(send, 200, kind, answers.success(result, as_json=as_json))
         except _Gone:
@@ -215,12 +217,17 @@ class _Unpacked:
         self._limit = limit
         self._data = bytearray()
         self._gzip = zlib.decompressobj(_GZIP)
+        self._packed = 0
+        self._members = 1
 
     def add(self, data: bytes) -> None:
+        self._packed += len(data)
+        if self._packed > self._limit:
+            raise TooLarge(f"more than {self._limit} bytes")
         try:
             while data:
-                if self._gzip.eof:  # another member, as gzip allows
-                    self._gzip = zlib.decompressobj(_GZIP)
+                if self._gzip.eof:
+                    self._next_member()
                 self._room.need(len(self._data) + _STEP)
                 self._data += self._gzip.decompress(data, _STEP)
                 if len(self._data) > self._limit:
@@ -228,6 +235,13 @@ class _Unpacked:
                 data = self._gzip.unconsumed_tail or self._gzip.unused_data
         except zlib.error:
             raise BadRequest("the gzip is damaged") from None
+
+    def _next_member(self) -> None:
+        """Gzip allows several. Empty ones would cost time without end, and never reach the limit."""
+        self._members += 1
+        if self._members > _MEMBERS:
+            raise BadRequest(f"the gzip has more than {_MEMBERS} members")
+        self._gzip = zlib.decompressobj(_GZIP)
 
     def finish(self) -> bytes:
         if not self._gzip.eof:

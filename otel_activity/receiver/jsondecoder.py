@@ -7,16 +7,20 @@ passed over.
 from __future__ import annotations
 
 import math
+import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from otel_activity.codec import encode
-from otel_activity.codec.lines import origin_of, row_of
+from otel_activity.codec.lines import Row, origin_of, row_of
 from otel_activity.events import Event, ResourceInfo
 from otel_activity.receiver.records import MAX_DEPTH, BadRequest, Decoded, TooLarge, event_id, is_ours
+
+if TYPE_CHECKING:
+    from otel_activity.codec.lines import Origin
 
 __all__ = ["JSONDecoder"]
 
@@ -24,6 +28,7 @@ MAX_OBJECTS: Final = 600_000
 """JSON objects in one request, about one for 25 bytes of a real one: a decoded object takes many times the
 three bytes that it may have."""
 _LIMIT: Final = 1 << 16
+_INTEGER: Final = re.compile(r"-?[0-9]{1,20}")
 _UINT64: Final = 1 << 64
 _SPECIAL: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -114,21 +119,35 @@ class JSONDecoder:
 
 
 def _resource_logs(decoded: Decoded, logs: _ResourceLogs) -> None:
-    attributes = logs.resource.attributes if logs.resource is not None else None
-    origin = origin_of(ResourceInfo(_pairs(attributes, MAX_DEPTH)))
-    before = len(decoded.rows)
+    origin = None
     for scope_logs in logs.scope_logs or ():
         records = scope_logs.log_records or ()
         decoded.count(len(records))
         scope = (scope_logs.scope and scope_logs.scope.name) or ""
         for raw in records:
             record = _record(raw)
-            if is_ours(scope, record.event_name or ""):
-                decoded.rows.append(row_of(_event(record), origin.service, origin.key))
-            else:
+            if not is_ours(scope, record.event_name or ""):
                 decoded.foreign += 1
-    if len(decoded.rows) > before:
-        decoded.resources[origin.key] = origin.resource
+                continue
+            if origin is None:
+                origin = _origin(logs.resource)
+                decoded.resources[origin.key] = origin.resource
+            row = row_of(_event(record), origin.service, origin.key)
+            decoded.rows.append(_RawRow(row.time, row.line, row.resource, row.reason, raw))
+
+
+def _origin(resource: _Resource | None) -> Origin:
+    attributes = None if resource is None else resource.attributes
+    return origin_of(ResourceInfo(_pairs(attributes, MAX_DEPTH)))
+
+
+class _RawRow(Row):
+    """A row whose event is decoded when somebody asks."""
+
+    raw: msgspec.Raw = msgspec.Raw()
+
+    def event(self) -> Event:
+        return _event(_record(self.raw))
 
 
 def _event(record: _LogRecord) -> Event:
@@ -181,12 +200,9 @@ def _scalar(value: _AnyValue) -> Any:
 def _integer(value: int | str, low: int, high: int) -> int:
     """A number, or its digits: JSON's own numbers are not exact beyond 53 bit."""
     if isinstance(value, str):
-        if len(value) > 20 or not value.isascii():
-            raise BadRequest("an integer is out of range")
-        try:
-            value = int(value)
-        except ValueError:
-            raise BadRequest("an integer is not a number") from None
+        if not _INTEGER.fullmatch(value):
+            raise BadRequest("an integer is not a number, or out of range")
+        value = int(value)
     if not low <= value < high:
         raise BadRequest("an integer is out of range")
     return value
@@ -195,6 +211,8 @@ def _integer(value: int | str, low: int, high: int) -> int:
 def _double(value: float | str) -> Any:
     if isinstance(value, str):
         try:
+            if "_" in value:  # Python's own
+                raise ValueError
             value = _SPECIAL[value] if value in _SPECIAL else float(value)
         except ValueError:
             raise BadRequest("a double is not a number") from None
@@ -213,8 +231,9 @@ def _hexadecimal(text: str, digits: int) -> int:
     if not text:
         return 0
     try:
-        if len(text) == digits:
-            return int.from_bytes(bytes.fromhex(text))
+        found = bytes.fromhex(text)
     except ValueError:
-        pass
+        found = b""
+    if len(text) == digits == 2 * len(found):  # spaces between digits are none
+        return int.from_bytes(found)
     raise BadRequest(f"a trace or span id has not {digits} hexadecimal digits")

@@ -53,9 +53,10 @@ _KEPT_ATTRIBUTES: Final = 8_192
 _KEPT_LENGTH: Final = 160
 """Attributes that are remembered: so many, and so long at most."""
 _KEPT_RESOURCES: Final = 64
+_KEPT_RESOURCE_LENGTH: Final = 8_192
 _LIMIT: Final = 1 << 16
 _SMALL: Final = MAX_VALUES * 2
-"""Bytes of an object that the fast way reads: a value has at least two."""
+"""Bytes of a record that the fast way reads: a value has at least two, so there is nothing to count."""
 _CHANGES: Final = semconv.CHANGES.encode()
 _UNIQUE: Final = frozenset({CHANGES, ID})
 """Fields that no two events share: not worth remembering."""
@@ -122,14 +123,10 @@ class ProtobufDecoder:
                 resource = body[first:last]
             elif number == 2:
                 scopes.append((first, last))
-        origin = self._origin(resource)
-        before = len(decoded.rows)
         for first, last in scopes:
-            self._scope_logs(decoded, origin, body, first, last)
-        if len(decoded.rows) > before:
-            decoded.resources[origin.key] = origin.resource
+            self._scope_logs(decoded, resource, body, first, last)
 
-    def _scope_logs(self, decoded: Decoded, origin: Origin, body: bytes, start: int, end: int) -> None:
+    def _scope_logs(self, decoded: Decoded, resource: bytes, body: bytes, start: int, end: int) -> None:
         scope = ""
         records = []
         for number, first, last in _fields(body, start, end):
@@ -144,7 +141,11 @@ class ProtobufDecoder:
         if not is_ours(scope, PREFIX):
             decoded.foreign += len(records)
             return
+        if not records:
+            return
+        origin = self._origin(resource)
         rows = decoded.rows
+        before = len(rows)
         for first, last in records:
             data = body[first:last]
             record = _Record.FromString(data)
@@ -152,10 +153,14 @@ class ProtobufDecoder:
                 decoded.foreign += 1
             else:
                 rows.append(self._row(record, data, origin))
+        if len(rows) > before:
+            decoded.resources[origin.key] = origin.resource
 
     def _row(self, record: Any, data: bytes, origin: Origin) -> Row:
         if len(record.trace_id) not in _TRACE_SIZES or len(record.span_id) not in _SPAN_SIZES:
             raise BadRequest("a trace id has not 16 bytes, or a span id not 8")
+        if len(data) > _SMALL:
+            return _long_row(record, data, origin)
         known = self._fragments
         fields, members = list(FIELDS), []
         for item in record.attributes:
@@ -174,7 +179,7 @@ class ProtobufDecoder:
             made = line(record, time, fields, members, origin.fields)
             if made is not None:
                 return _WireRow(time, made, origin.key, "", data)
-        return row_of(_event(record), origin.service, origin.key)
+        return _long_row(record, data, origin)
 
     def _fragment(self, item: bytes) -> Fragment | None:
         """The fragment of an attribute that was not met before; None if it has none."""
@@ -185,7 +190,7 @@ class ProtobufDecoder:
         first, last, start, end = place
         if end - start < 0x80 and item[start] == 0x0A and item[start + 1] == end - start - 2:
             found = text_fragment(item[first:last], item[start + 2 : end])
-        elif item[first:last] == _CHANGES and end - start < _SMALL:
+        elif item[first:last] == _CHANGES:
             found = _changes(item, start, end)
         if found is None:
             return fragment(item[first:last].decode(), _any_value(item, start, end, MAX_DEPTH, _Budget()))
@@ -204,9 +209,11 @@ class ProtobufDecoder:
                 if number == 1:
                     name, value = _key_value(encoded, start, end, MAX_DEPTH, budget)
                     attributes[name] = value
-            if len(self._origins) >= _KEPT_RESOURCES:
-                self._origins.clear()
-            known = self._origins[encoded] = origin_of(ResourceInfo(attributes))
+            known = origin_of(ResourceInfo(attributes))
+            if len(encoded) <= _KEPT_RESOURCE_LENGTH:
+                if len(self._origins) >= _KEPT_RESOURCES:
+                    self._origins.clear()
+                self._origins[encoded] = known
         return known
 
 
@@ -217,6 +224,11 @@ class _WireRow(Row):
 
     def event(self) -> Event:
         return _event(_Record.FromString(self.data))
+
+
+def _long_row(record: Any, data: bytes, origin: Origin) -> Row:
+    row = row_of(_event(record), origin.service, origin.key)
+    return _WireRow(row.time, row.line, row.resource, row.reason, data)
 
 
 def _time(record: Any) -> int:
@@ -350,7 +362,7 @@ def _document(  # noqa: C901 - one frame: changes are most of what there is to d
                     return -1
                 quotes += inner + 2
         else:
-            value = _encode(_any_value(data, start, close, depth - 2, _Budget()))
+            value = _encode(_any_value(data, start, close, depth, _Budget()))
             parts.append(b'%b"%b":%b' % (mark, data[name:last], value))
             quotes += 2 + value.count(b'"')
         mark = b","

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,17 @@ if TYPE_CHECKING:
 
     from otel_activity.events import Event
 
-__all__ = ["EXPORT", "JSON", "PROTOBUF", "Receiver", "as_json", "otlp_request"]
+__all__ = [
+    "EXPORT",
+    "JSON",
+    "PROTOBUF",
+    "Receiver",
+    "as_json",
+    "columns_of",
+    "field",
+    "otlp_request",
+    "varint",
+]
 
 JSON = "application/json"
 PROTOBUF = "application/x-protobuf"
@@ -183,3 +194,24 @@ def as_json(request: ExportLogsServiceRequest) -> dict[str, Any]:
                     if value:
                         record[name] = value.hex()
     return found
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field that holds a message, a text or bytes, as protobuf writes it."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def columns_of(line: bytes) -> list[Any]:
+    """The fields of a line of COPY, JSON as what it means: jsonb does not keep the order either."""
+    *columns, changes, attributes = line.rstrip(b"\n").split(b"\t")
+    documents = [json.loads(text.replace(b"\\\\", b"\\")) if text else None for text in (changes, attributes)]
+    return [*columns, *documents]

@@ -18,7 +18,7 @@ from otel_activity.events import Event, ResourceInfo
 from otel_activity.receiver.jsondecoder import JSONDecoder
 from otel_activity.receiver.protobuf import ProtobufDecoder
 from tests.postgres.support import make_event, session
-from tests.receiver.support import JSON, PROTOBUF, Receiver, as_json, otlp_request
+from tests.receiver.support import JSON, PROTOBUF, Receiver, as_json, columns_of, field, otlp_request
 
 _RESOURCE = COLUMNS.index("resource_id")
 RESOURCE: dict[str, Any] = {"service.name": "shop", "host.name": "a\tb", "process.pid": 7}
@@ -66,14 +66,7 @@ _events = st.builds(
 
 def _expected(events: list[Event]) -> list[list[Any]]:
     origin = origin_of(ResourceInfo(RESOURCE))
-    return [_fields(copy_line(event, origin.service, origin.key)) for event in events]
-
-
-def _fields(line: bytes) -> list[Any]:
-    """The fields of a line, JSON as what it means: the order of members is not kept by jsonb either."""
-    *columns, changes, attributes = line.rstrip(b"\n").split(b"\t")
-    documents = [json.loads(text.replace(b"\\\\", b"\\")) if text else None for text in (changes, attributes)]
-    return [*columns, *documents]
+    return [columns_of(copy_line(event, origin.service, origin.key)) for event in events]
 
 
 @settings(max_examples=150, deadline=None)
@@ -82,7 +75,7 @@ def test_rows_from_protobuf_equal_the_exporters(events: list[Event]) -> None:
     """Our OTLP export, decoded: the same lines as from the events, by the fast way and by the long one."""
     body = log_request(envelope(RESOURCE, "", semconv.SCOPE_NAME, "1", ""), events)
     rows = ProtobufDecoder().decode(body).rows
-    assert [_fields(row.line) for row in rows] == _expected(events)
+    assert [columns_of(row.line) for row in rows] == _expected(events)
     for row, event in zip(rows, events, strict=True):
         assert row.event() == event
 
@@ -93,7 +86,7 @@ def test_rows_from_reversed_fields_equal_the_exporters(events: list[Event]) -> N
     """The Collector writes the fields of each message from the last to the first: the lines are the same."""
     body = log_request(envelope(RESOURCE, "", semconv.SCOPE_NAME, "1", ""), events)
     rows = ProtobufDecoder().decode(_reversed(body, _REQUEST)).rows
-    assert [_fields(row.line) for row in rows] == _expected(events)
+    assert [columns_of(row.line) for row in rows] == _expected(events)
 
 
 @settings(max_examples=100, deadline=None)
@@ -106,7 +99,7 @@ def test_rows_from_json_equal_the_exporters(events: list[Event]) -> None:
     for fields in expected:  # the SDK adds attributes to the resource
         assert fields[_RESOURCE] == key
         fields[_RESOURCE] = rows[0].resource.encode()
-    assert [_fields(row.line) for row in rows] == expected
+    assert [columns_of(row.line) for row in rows] == expected
 
 
 @pytest.mark.parametrize("kind", [PROTOBUF, JSON])
@@ -150,11 +143,11 @@ def _reversed(data: bytes, messages: dict[int, Any]) -> bytes:
             position += size
             if tag >> 3 in messages:
                 content = _reversed(content, messages[tag >> 3])
-            fields.append((tag, _encoded(tag) + _encoded(len(content)) + content))
+            fields.append((tag, field(tag >> 3, content)))
             continue
         position = {0: _varint(data, position)[1], 1: position + 8, 5: position + 4}[tag & 7]
         fields.append((tag, data[start:position]))
-    return b"".join(part for _, part in sorted(fields, key=lambda field: field[0] >> 3, reverse=True))
+    return b"".join(part for _, part in sorted(fields, key=lambda each: each[0] >> 3, reverse=True))
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
@@ -166,11 +159,3 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         shift += 7
         if byte < 128 or position >= len(data):
             return value, position
-
-
-def _encoded(number: int) -> bytes:
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*found, number])

@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.proto.logs.v1.logs_pb2 import ScopeLogs
 
 from tests.postgres.support import count, make_events, stored
-from tests.receiver.support import JSON, PROTOBUF, Receiver, as_json, otlp_request
+from tests.receiver.support import JSON, PROTOBUF, Receiver, as_json, field, otlp_request
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -66,18 +66,9 @@ def test_scope_may_come_behind_its_records(receiver: Receiver, store_dsn: str) -
     scopes = [scope for resource in request.resource_logs for scope in resource.scope_logs]
     records = ScopeLogs(log_records=[record for scope in scopes for record in scope.log_records])
     behind = ScopeLogs(scope=scopes[0].scope)
-    body = _message(2, records.SerializeToString() + behind.SerializeToString())
-    assert receiver.post(_message(1, body)).content == b""
+    body = field(2, records.SerializeToString() + behind.SerializeToString())
+    assert receiver.post(field(1, body)).content == b""
     assert count(store_dsn) == 2_500
-
-
-def _message(number: int, content: bytes) -> bytes:
-    """A field that holds a message, as protobuf writes it."""
-    length, rest = bytearray(), len(content)
-    while rest > 127:
-        length.append(rest & 127 | 128)
-        rest >>= 7
-    return bytes([number << 3 | 2, *length, rest]) + content
 
 
 @pytest.mark.parametrize(("kind", "body"), [(PROTOBUF, b""), (JSON, b"{}"), (JSON, b'{"resourceLogs":[]}')])
