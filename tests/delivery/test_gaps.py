@@ -55,6 +55,11 @@ def gaps(road: Road) -> list[tuple[str, int]]:
     ]
 
 
+def total(road: Road, reason: str) -> int:
+    """How many events were lost for a reason, by all the gaps that arrived."""
+    return sum(count for said, count in gaps(road) if said == reason)
+
+
 def places(road: Road, *, lost: bool = True) -> list[int]:
     """The places in the stream that arrived, and with `lost` those that gaps name."""
     found = [event.attributes[semconv.SEQUENCE] for event in road.taken]
@@ -137,10 +142,10 @@ def test_a_gap_waits_for_a_lane_that_is_full_and_reaches_the_others() -> None:
     wait_for(lambda: stuck.lane.trouble is not None)
     for number in range(2, 8):
         delivery.committed(unit(number))
-    wait_for(lambda: gaps(good) == [("queue full", 6)])
+    wait_for(lambda: total(good, "queue full") == 6)
     assert gaps(stuck) == []
     stuck.down = False
-    wait_for(lambda: gaps(stuck) == [("queue full", 6)])
+    wait_for(lambda: total(stuck, "queue full") == 6)
     assert stuck.lane.dropped == 6
     good.close()
     stuck.close()
@@ -168,8 +173,8 @@ def test_what_a_process_could_not_deliver_is_said_by_the_next(road: Road, tmp_pa
     assert second.finish()
 
 
-def test_a_full_journal_leaves_one_gap(world: World) -> None:
-    """What neither journal nor memory takes is one event, although the journal is full."""
+def test_a_full_journal_leaves_a_gap(world: World) -> None:
+    """What neither journal nor memory takes is recorded, although the journal is full."""
     stuck = world.road(capacity=10, down=True)
     delivery = durable(world, stuck, capacity=10, max_bytes=65_536)
     number = 0
@@ -178,8 +183,9 @@ def test_a_full_journal_leaves_one_gap(world: World) -> None:
         number += 1
     stuck.down = False
     flushed(delivery)
-    assert gaps(stuck) == [("journal full", 20)]
-    assert len(stuck.taken) == number - 20 + 1
+    # A machine that stops for a second between two commits makes two windows of them.
+    assert total(stuck, "journal full") == 20
+    assert len(stuck.taken) == number - 20 + len(gaps(stuck))
     assert places(stuck, lost=False) == list(range(1, len(stuck.taken) + 1))
 
 

@@ -427,8 +427,8 @@ def test_a_forked_child_starts_with_an_empty_queue_and_a_stream_of_its_own(road:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something becomes true; fail after 10 seconds."""
-    deadline = time.monotonic() + 10
+    """Wait until something becomes true; fail after 30 seconds."""
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it never became true"
         time.sleep(0.005)
