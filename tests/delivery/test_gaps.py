@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_activity import semconv
 from otel_activity.delivery import DurableDelivery, GapLog, Heartbeat, QueuedDelivery
+from otel_activity.delivery.notes import leave
 from tests.delivery.test_durable import World, bracket, world
 from tests.delivery.test_queued import Broken, Road, road, unit, wait_for
 
@@ -321,3 +322,16 @@ def test_without_a_heartbeat_a_stream_has_no_records(world: World) -> None:
     delivery.close(time.monotonic() + 30)
     delivery.finish()
     assert [event.name for event in road.taken] == ["activity.action"]
+
+
+def test_a_note_is_taken_over_like_a_journal(world: World) -> None:
+    """A process with a journal, or a relay, delivers what one without could not say, and removes it."""
+    lost = GapLog()
+    lost.lost("process ended", 5)
+    leave(world.home, {"service.name": "shop"}, lost.take(now=True))
+    road = world.road()
+    delivery = durable(world, road, writes=False)
+    delivery.start()
+    flushed(delivery)
+    wait_for(lambda: gaps(road) == [("process ended", 5)])
+    wait_for(lambda: list(world.home.iterdir()) == [])
