@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,11 +27,14 @@ __all__ = ["HTTPApplication"]
 
 JSON: Final = b"application/json"
 PROTOBUF: Final = b"application/x-protobuf"
+TEXT: Final = b"text/plain"
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _MEMBERS: Final = 1_000
 """Members of one gzip; who packs in blocks makes a few hundred of a large body."""
 _STEP: Final = 1 << 18
 """Bytes that are unpacked, and for which room is made, at a time."""
+_LINGER: Final = 5.0
+"""Seconds in which the rest of a refused body is read and thrown away."""
 
 
 class _Refused(Exception):
@@ -51,6 +55,48 @@ class _Refused(Exception):
 
 class _Gone(Exception):
     """The sender went away: there is nobody to answer."""
+
+
+class _Incoming:
+    """The body of one request as it arrives.
+
+    Attributes:
+        whole: nothing more will come.
+    """
+
+    def __init__(self, headers: dict[bytes, bytes], receive: Receive) -> None:
+        self._receive = receive
+        self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
+        self.whole = headers.get(b"content-length") == b"0"
+
+    async def next(self) -> bytes:
+        """One part.
+
+        Raises:
+            _Gone: the sender has closed the connection.
+        """
+        self._waits = False
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.whole = True
+            raise _Gone
+        self.whole = not message.get("more_body", False)
+        body: bytes = message.get("body", b"")
+        return body
+
+    async def discard(self, seconds: float) -> None:
+        """Throw away what still comes, for so long.
+
+        A connection that is closed with unread bytes is reset, and the reset takes away the answer
+        that the sender has not read yet (RFC 9112, section 9.6): it would send again for ever what was
+        refused for good.
+        """
+        if self._waits:  # it sends only when it is told to, and it was told otherwise
+            return
+        with contextlib.suppress(TimeoutError, _Gone):
+            async with asyncio.timeout(seconds):
+                while not self.whole:
+                    await self.next()
 
 
 class HTTPApplication:
@@ -83,17 +129,18 @@ class HTTPApplication:
         """Answer one request."""
         headers = dict(scope["headers"])
         route = scope["method"], scope["path"]
+        incoming = _Incoming(headers, receive)
         if route == ("POST", "/v1/logs"):
-            await self._logs(headers, receive, send)
+            await self._logs(headers, incoming, send)
         elif route == ("GET", "/healthz"):
             await self._health(send)
         elif route == ("GET", "/metrics"):
             await self._show_metrics(headers, send)
         elif scope["path"] in {"/v1/logs", "/healthz", "/metrics"}:
             allowed = b"POST" if scope["path"] == "/v1/logs" else b"GET"
-            await _answer(send, 405, b"text/plain", b"method not allowed\n", (b"allow", allowed))
+            await self._dismiss(incoming, send, 405, TEXT, b"method not allowed\n", (b"allow", allowed))
         else:
-            await _answer(send, 404, b"text/plain", b"not found; OTLP logs go to /v1/logs\n")
+            await self._dismiss(incoming, send, 404, TEXT, b"not found; OTLP logs go to /v1/logs\n")
 
     async def _health(self, send: Send) -> None:
         failure = self._intake.failure
@@ -105,31 +152,34 @@ class HTTPApplication:
 
     async def _show_metrics(self, headers: dict[bytes, bytes], send: Send) -> None:
         if not self._token.allows(headers.get(b"authorization")):
-            await _answer(send, 401, b"text/plain", b"unauthorized\n", (b"www-authenticate", b"Bearer"))
+            await _answer(send, 401, TEXT, b"unauthorized\n", (b"www-authenticate", b"Bearer"))
             return
         await _answer(send, 200, self._metrics.content_type.encode(), self._metrics.text())
 
-    async def _logs(self, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+    async def _logs(self, headers: dict[bytes, bytes], incoming: _Incoming, send: Send) -> None:
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         as_json = kind == JSON
         outcome = "ok"
+        refusal: _Refused | None = None
         room = _Room(self._intake)
         try:
             self._check(kind, headers)
             # No name for the body: it is given up when it is decoded, not when it is answered.
-            answer = self._intake.submit(await self._body(headers, receive, room), as_json=as_json)
+            answer = self._intake.submit(await self._body(headers, incoming, room), as_json=as_json)
             result = await asyncio.wrap_future(answer)
             outcome = "partial" if result.rejected else "ok"
             await _answer(send, 200, kind, answers.success(result, as_json=as_json))
         except _Gone:
             outcome = "stalled"
         except (_Refused, BadRequest, ExportError) as error:
-            refusal = _refusal(error)
+            # Without its traceback, which would hold the body while the rest is thrown away.
+            refusal = _refusal(error).with_traceback(None)
             outcome = refusal.outcome
-            await _refuse(send, refusal, as_json=as_json)
         finally:
             room.release()
             self._metrics.requests.labels("http", outcome).inc()
+        if refusal is not None:
+            await self._refuse(incoming, send, refusal, as_json=as_json)
 
     def _check(self, kind: bytes, headers: dict[bytes, bytes]) -> None:
         if not self._token.allows(headers.get(b"authorization")):
@@ -149,7 +199,7 @@ class HTTPApplication:
         if length.isdigit() and int(length) > self._max_message:
             raise TooLarge(f"more than {self._max_message} bytes")
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive, room: _Room) -> bytes:
+    async def _body(self, headers: dict[bytes, bytes], incoming: _Incoming, room: _Room) -> bytes:
         """Read and unpack; room is made as the body grows, before it does."""
         packed = headers.get(b"content-encoding", b"").lower() == b"gzip"
         length = int(headers.get(b"content-length", b"0"))
@@ -157,14 +207,39 @@ class HTTPApplication:
         try:
             async with asyncio.timeout(self._read_timeout):
                 while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Gone
-                    collected.add(message.get("body", b""))
-                    if not message.get("more_body", False):
+                    collected.add(await incoming.next())
+                    if incoming.whole:
                         return collected.finish()
         except TimeoutError:
             raise _Refused(408, answers.UNAVAILABLE, "stalled", "the body did not arrive in time") from None
+
+    async def _refuse(self, incoming: _Incoming, send: Send, refusal: _Refused, *, as_json: bool) -> None:
+        headers = []
+        if refusal.code == answers.UNAVAILABLE:
+            headers.append((b"retry-after", b"%d" % answers.RETRY_AFTER))
+        if refusal.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        body = answers.failure(refusal.code, str(refusal), as_json=as_json)
+        await self._dismiss(incoming, send, refusal.status, JSON if as_json else PROTOBUF, body, *headers)
+
+    async def _dismiss(
+        self,
+        incoming: _Incoming,
+        send: Send,
+        status: int,
+        kind: bytes,
+        body: bytes,
+        *headers: tuple[bytes, bytes],
+    ) -> None:
+        """Answer before the body was read: say it at once, and close when the sender can have read it."""
+        if incoming.whole:
+            await _answer(send, status, kind, body, *headers)
+            return
+        await _answer(send, status, kind, body, *headers, (b"connection", b"close"), more_body=True)
+        # Who stalled has had its time.
+        if status != 408:
+            await incoming.discard(min(_LINGER, self._read_timeout))
+        await send({"type": "http.response.body", "body": b""})
 
 
 class _Room:
@@ -259,19 +334,15 @@ def _refusal(error: Exception) -> _Refused:
     return _Refused(503, answers.UNAVAILABLE, "unavailable", str(error))
 
 
-async def _refuse(send: Send, refusal: _Refused, *, as_json: bool) -> None:
-    # The rest of the body is not read: the connection cannot be used again.
-    headers = [(b"connection", b"close")]
-    if refusal.code == answers.UNAVAILABLE:
-        headers.append((b"retry-after", b"%d" % answers.RETRY_AFTER))
-    if refusal.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    body = answers.failure(refusal.code, str(refusal), as_json=as_json)
-    await _answer(send, refusal.status, JSON if as_json else PROTOBUF, body, *headers)
-
-
-async def _answer(send: Send, status: int, kind: bytes, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+async def _answer(
+    send: Send,
+    status: int,
+    kind: bytes,
+    body: bytes,
+    *headers: tuple[bytes, bytes],
+    more_body: bool = False,
+) -> None:
     length = b"%d" % len(body)
     start = [(b"content-type", kind), (b"content-length", length), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": more_body})

@@ -128,6 +128,43 @@ def test_attribute_of_ten_megabytes_is_stored(receiver: Receiver, store_dsn: str
     assert receiver.post(body + b" " * 8 * MIB, kind).status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        pytest.param("/v1/logs", "content-length: {too_much}", 413, id="too large"),
+        pytest.param("/v1/logs", "transfer-encoding: chunked", 413, id="too large in the end"),
+        pytest.param(
+            "/v1/logs", "content-length: {allowed}\r\ncontent-type: text/plain", 415, id="wrong type"
+        ),
+        pytest.param("/v1/log", "content-length: {allowed}", 404, id="wrong path"),
+    ],
+)
+def test_refused_sender_can_finish_and_read_the_answer(
+    receiver: Receiver, path: str, headers: str, status: int
+) -> None:
+    """Who is refused early may send to the end: no reset takes the answer away, so nobody sends again."""
+    allowed, too_much = 15 * MIB, 17 * MIB
+    filled = headers.format(allowed=allowed, too_much=too_much)
+    host, port = receiver.addresses["http"].rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        start = f"POST {path} HTTP/1.1\r\nhost: {host}\r\n{filled}\r\n"
+        if "content-type" not in filled:
+            start += f"content-type: {PROTOBUF}\r\n"
+        connection.sendall(start.encode() + b"\r\n")
+        if "chunked" in filled:
+            for _ in range(too_much // MIB):
+                connection.sendall(b"%x\r\n%b\r\n" % (MIB, bytes(MIB)))
+            connection.sendall(b"0\r\n\r\n")
+        else:
+            for _ in range((too_much if status == 413 else allowed) // MIB):
+                connection.sendall(bytes(MIB))
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"connection: close" in head
+    assert body
+
+
 def test_record_without_id_is_quarantined_and_the_others_stored(receiver: Receiver, store_dsn: str) -> None:
     """A record that can never be stored is kept in quarantine once, and named as rejected, every time."""
     request = otlp_request(make_events(3), RESOURCE)
