@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import trace
@@ -24,6 +26,7 @@ from otel_activity.delivery import (
     Heartbeat,
     Overflow,
     QueuedDelivery,
+    StrictDelivery,
     journal_directory,
     service_directory,
 )
@@ -42,7 +45,6 @@ from otel_activity.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from opentelemetry.sdk._logs.export import LogRecordExporter
 
@@ -253,10 +255,7 @@ def relay_journals(directory: Path, *, timeout: float, **settings: Any) -> Relay
     Raises:
         ConfigurationError: a setting is wrong, or nothing says where events go.
     """
-    resolved = Settings.from_env(**settings, delivery="durable", logger_provider="own")
-    if not resolved.active:
-        fix = "set OTEL_ACTIVITY_POSTGRES_DSN or OTEL_ACTIVITY_EXPORTERS"
-        raise ConfigurationError("OTEL_ACTIVITY_EXPORTERS", "", "nothing says where events go", fix)
+    resolved = _relay_settings(settings, "durable")
     deadline = time.monotonic() + timeout
     pipeline = _own_pipeline(resolved, os.environ)
     delivery = DurableDelivery(
@@ -273,6 +272,48 @@ def relay_journals(directory: Path, *, timeout: float, **settings: Any) -> Relay
     delivery.close(deadline)
     pipeline.shutdown(deadline)
     return Relayed(delivery.adopted, delivery.lost_records, not (delivery.finish() and done))
+
+
+def relay_outbox(dsn: str, *, timeout: float, **settings: Any) -> Relayed:
+    """Deliver what transactions have left in the outbox of a database, and remove what was delivered.
+
+    Any number of relays may work at the same time, and so may the processes that write.
+
+    Args:
+        dsn: of the application's database.
+        timeout: seconds.
+        **settings: any field of `Settings`; an argument beats the environment.
+
+    Raises:
+        ConfigurationError: a setting is wrong, or nothing says where events go.
+        StoreUnavailable, StoreRefused: the outbox cannot be read.
+    """
+    resolved = _relay_settings(settings, "strict")
+    deadline = time.monotonic() + timeout
+    pipeline = _own_pipeline(resolved, os.environ)
+    with TemporaryDirectory() as nothing:
+        delivery = _strict(resolved, pipeline, (dsn,))(
+            pipeline.lanes,
+            pipeline.emit_to,
+            capacity=resolved.max_queue_size,
+            home=Path(nothing),
+            about=pipeline.own_resource,
+            writes=False,
+        )
+        delivery.start()
+        done = delivery.flush(timeout, pipeline.poke)
+        delivery.close(deadline)
+        pipeline.shutdown(deadline)
+        left = not (delivery.finish() and done)
+    return Relayed(delivery.metrics()["outbox"]["drained"], 0, left)
+
+
+def _relay_settings(settings: Mapping[str, Any], delivery: str) -> Settings:
+    resolved = Settings.from_env(**{**settings, "delivery": delivery, "logger_provider": "own"})
+    if not resolved.active:
+        fix = "set OTEL_ACTIVITY_POSTGRES_DSN or OTEL_ACTIVITY_EXPORTERS"
+        raise ConfigurationError("OTEL_ACTIVITY_EXPORTERS", "", "nothing says where events go", fix)
+    return resolved
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -327,9 +368,10 @@ def _delivery(
 ) -> QueuedDelivery | DurableDelivery:
     overflow = Overflow(settings.overflow, settings.overflow_timeout)
     heartbeat = _heartbeat(settings)
-    if settings.delivery == "durable" and isinstance(pipeline, Pipeline):
+    if settings.delivery != "best_effort" and isinstance(pipeline, Pipeline):
+        kind = DurableDelivery if settings.delivery == "durable" else _strict(settings, pipeline)
         try:
-            return DurableDelivery(
+            return kind(
                 pipeline.lanes,
                 pipeline.emit_to,
                 capacity=settings.max_queue_size,
@@ -344,7 +386,7 @@ def _delivery(
                 heartbeat=heartbeat,
             )
         except ConfigurationError as error:
-            if settings.journal_fallback == "stop":
+            if settings.journal_fallback == "stop" or settings.delivery == "strict":
                 raise
             _logger.error("otel_activity: %s; EVENTS ARE ONLY IN MEMORY (best_effort)", error)
     own = pipeline if isinstance(pipeline, Pipeline) else None
@@ -360,6 +402,20 @@ def _delivery(
         about=dict if own is None else own.own_resource,
         started=_end_first if settings.logger_provider == "global" else None,
     )
+
+
+def _strict(
+    settings: Settings, pipeline: Pipeline, dsns: tuple[str, ...] = ()
+) -> Callable[..., StrictDelivery]:
+    """What makes the delivery, once it is told what a durable one is told."""
+    try:
+        from otel_activity.postgres.outbox import PostgresOutbox
+    except ImportError as error:
+        raise ConfigurationError(
+            "OTEL_ACTIVITY_DELIVERY", "strict", f"psycopg is needed ({error})", "pip install psycopg[binary]"
+        ) from error
+    outbox = PostgresOutbox(settings.postgres_schema, dsns)
+    return partial(StrictDelivery, outbox=outbox, poke=pipeline.poke)
 
 
 def _heartbeat(settings: Settings) -> Heartbeat | None:
@@ -387,7 +443,7 @@ def _notes_directory(settings: Settings, pipeline: Pipeline, environ: Mapping[st
 
 def _resolver(settings: Settings) -> TransactionResolver | None:
     """Whoever can be asked what became of transactions; None when proofs are off, or psycopg has no libpq."""
-    if settings.commit_proof == "off" or settings.delivery != "durable":
+    if settings.commit_proof == "off" or settings.delivery == "best_effort":
         return None
     try:
         from otel_activity.postgres.resolver import TransactionResolver
@@ -400,8 +456,8 @@ def _resolver(settings: Settings) -> TransactionResolver | None:
 def _proofs(
     delivery: QueuedDelivery | DurableDelivery, resolver: TransactionResolver | None
 ) -> ProofReader | None:
-    if resolver is None or not isinstance(delivery, DurableDelivery):
-        return None  # what dies with the process need not be proven afterwards
+    if resolver is None or not isinstance(delivery, DurableDelivery) or isinstance(delivery, StrictDelivery):
+        return None  # what dies with the process need not be proven afterwards, and an outbox is the proof
     return ProofReader(resolver.know)
 
 

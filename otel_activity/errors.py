@@ -9,6 +9,7 @@ __all__ = [
     "ConfigurationError",
     "DeliveryRefused",
     "ExportError",
+    "OutboxError",
     "SchemaError",
     "StoreRefused",
     "StoreUnavailable",
@@ -56,6 +57,10 @@ class ConfigurationError(ActivityError):
 
 class DeliveryRefused(ActivityError):
     """A transaction's events cannot be kept, so it is not committed (``OTEL_ACTIVITY_OVERFLOW=fail``)."""
+
+
+class OutboxError(ActivityError):
+    """A transaction's events cannot be written to its outbox, so it is not committed (strict delivery)."""
 
 
 class ExportError(ActivityError):

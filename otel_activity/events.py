@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -18,6 +18,7 @@ __all__ = [
     "Entry",
     "Event",
     "Hashed",
+    "Outlet",
     "Performed",
     "Proof",
     "Redacted",
@@ -230,10 +231,36 @@ class Verdict(enum.Enum):
     """It cannot be known any more, whoever is asked."""
 
 
+class Outlet(NamedTuple):
+    """The open transaction of a unit, for a delivery that writes into it before COMMIT.
+
+    Attributes:
+        connection: the DBAPI connection.
+        system: name of the dialect.
+        driver: name of the driver.
+        url: of the engine, an `sqlalchemy.URL`.
+    """
+
+    connection: Any
+    system: str
+    driver: str
+    url: Any
+
+
 class Unit:
     """All entries of one transaction on one DBAPI connection, in the order the statements ran."""
 
-    __slots__ = ("commit", "database", "entries", "error", "prepared", "proof", "system", "transaction_id")
+    __slots__ = (
+        "commit",
+        "database",
+        "entries",
+        "error",
+        "outlet",
+        "prepared",
+        "proof",
+        "system",
+        "transaction_id",
+    )
 
     def __init__(self, transaction_id: str, *, system: str, database: str) -> None:
         self.transaction_id = transaction_id
@@ -246,6 +273,8 @@ class Unit:
         """Why the fate is unknown (an error's type), for ``activity.commit=unknown``."""
         self.proof: Proof | None = None
         """What the database can be asked by, if it can; set before the unit is prepared."""
+        self.outlet: Outlet | None = None
+        """While the unit is being prepared: its transaction, if that is surely the unit's own."""
         self.prepared: Any = None
         """What a delivery that prepares keeps about the unit; nobody else's business."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otel_activity.events import Event, Performed, Proof, ResourceInfo, Unit, Verdict
+    from otel_activity.events import Event, Outlet, Performed, Proof, ResourceInfo, Unit, Verdict
 
-__all__ = ["ActionSink", "Delivery", "EventExporter", "Resolver"]
+__all__ = ["ActionSink", "Delivery", "EventExporter", "Outbox", "OutboxReader", "OutboxRow", "Resolver"]
 
 
 class Delivery(Protocol):
@@ -77,3 +77,62 @@ class Resolver(Protocol):
 
     def after_fork(self) -> None:
         """In a forked child: drop inherited connections without closing them."""
+
+
+class OutboxRow(NamedTuple):
+    """One event in an outbox.
+
+    Attributes:
+        xid: the database's id of its transaction.
+        number: its place in that transaction.
+        event: JSON, as `delivery.outbox` encodes it.
+        resource: JSON object, of the process that wrote it.
+    """
+
+    xid: str
+    number: int
+    event: str
+    resource: str
+
+
+class OutboxReader(Protocol):
+    """A connection to one outbox. Every method but `close` and `release` raises `ExportError`."""
+
+    def take(self, limit: int) -> list[OutboxRow]:
+        """Lock the oldest rows of ended transactions that nobody else has, in order."""
+
+    def release(self) -> None:
+        """Let go of the rows that were taken."""
+
+    def delete(self, rows: Sequence[OutboxRow]) -> None:
+        """Remove rows for good, and let go of what was taken."""
+
+    def newest(self) -> str | None:
+        """Transaction of the newest row there is."""
+
+    def left(self, xid: str) -> bool:
+        """Whether there are rows of this transaction or of older ones."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class Outbox(Protocol):
+    """Tables in the application's databases that hold events from their own transaction on."""
+
+    def write(self, outlet: Outlet, events: str, resource: str) -> None:
+        """Write events into an open transaction.
+
+        Raises:
+            OutboxError: that failed, and so must the transaction.
+        """
+
+    def addresses(self) -> Sequence[str]:
+        """Databases whose outbox this process knows; secrets included."""
+
+    def reader(self, address: str) -> OutboxReader:
+        """Connect to one of them.
+
+        Raises:
+            ExportError: nobody answers there, or it refuses.
+        """

@@ -34,7 +34,7 @@ LOGGER_PROVIDERS: Final = ("own", "global")
 REDACTION_MODES: Final = tuple(mode.value for mode in RedactionMode)
 CONTENT_RULES: Final = tuple(rule.value for rule in ContentRule)
 _KEY_LENGTH: Final = 16
-DELIVERIES: Final = ("best_effort", "durable")
+DELIVERIES: Final = ("best_effort", "durable", "strict")
 FSYNC_POLICIES: Final = ("always", "interval", "never")
 FALLBACKS: Final = ("stop", "best_effort")
 OVERFLOW_POLICIES: Final = ("drop", "block", "fail")
@@ -316,7 +316,8 @@ FIELDS: Final[tuple[Field, ...]] = (
         "OTEL_ACTIVITY_DELIVERY",
         _choice(*DELIVERIES),
         "durable: events are in a journal on disk before COMMIT, which survives the process. best_effort: "
-        "they wait in memory.",
+        "they wait in memory. strict: the transaction itself writes them to an outbox in its database, or "
+        "is not committed.",
     ),
     Field(
         "journal_dir",
@@ -633,7 +634,7 @@ class Settings:
         return self
 
     def _check_delivery(self) -> None:
-        if self.delivery == "durable" and self.logger_provider == "global":
+        if self.delivery != "best_effort" and self.logger_provider == "global":
             raise ConfigurationError(
                 "OTEL_ACTIVITY_DELIVERY",
                 self.delivery,

@@ -17,7 +17,7 @@ from otel_activity.capture.pools import Pools
 from otel_activity.capture.transaction import Transaction, anchor_of
 from otel_activity.context import circumstances
 from otel_activity.errors import ActivityError
-from otel_activity.events import Commit, Unit
+from otel_activity.events import Commit, Outlet, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +87,7 @@ class Bracket:
             engine = connection.engine
             self.pools.see(engine)
             transaction = Transaction(key, anchor, via, dialect, engine.url.database or "")
+            transaction.url = engine.url
             if self.proofs is not None:
                 transaction.cluster = self.proofs.cluster_of(fairy, engine.url)
         transaction.autocommit = drivers.is_autocommit(dialect, fairy)
@@ -175,17 +176,21 @@ class Bracket:
         except Exception:  # noqa: BLE001 - hooks never raise into the application
             internal_error(f"delivery ({getattr(method, '__name__', method)})")
 
-    def _prepare(self, unit: Unit, transaction: Transaction | None = None) -> None:
+    def _prepare(self, unit: Unit, transaction: Transaction | None = None, raw: Any = None) -> None:
         """Freeze and prepare; only a refusal that the user asked for gets out."""
         try:
             if transaction is not None and transaction.xid is not None and self.proofs is not None:
                 unit.proof = self.proofs.proof(transaction)
             _freeze(unit)
+            if transaction is not None and raw is not None:
+                unit.outlet = Outlet(raw, unit.system, transaction.dialect.driver, transaction.url)
             self.delivery.prepare(unit)
         except ActivityError:
             raise
         except Exception:  # noqa: BLE001 - hooks never raise into the application
             internal_error("prepare")
+        finally:
+            unit.outlet = None
 
     def _prepare_after(self, unit: Unit) -> None:
         """Prepare what is committed already: too late to refuse."""
@@ -283,7 +288,12 @@ class Bracket:
                 self._unseen(unit, _UNSEEN)
 
     def commit(
-        self, transaction: Transaction, send: Callable[[], Any], undo: Callable[[], Any] | None = None
+        self,
+        transaction: Transaction,
+        send: Callable[[], Any],
+        undo: Callable[[], Any] | None = None,
+        *,
+        raw: Any,
     ) -> Any:
         """Bracket one COMMIT.
 
@@ -292,6 +302,7 @@ class Bracket:
             send: sends the COMMIT.
             undo: rolls back; called when delivery refuses, because a COMMIT that was refused must not be
                 made up for by the next one on the same connection.
+            raw: the DBAPI connection, for a delivery that writes into the transaction.
 
         Raises:
             ActivityError: delivery refused (fail closed); nothing was committed.
@@ -308,13 +319,15 @@ class Bracket:
         if state is drivers.State.FAILED:
             # The server answers COMMIT with ROLLBACK and no error: nothing is committed.
             return self.abort(transaction, send)
+        unseen = state is drivers.State.ENDED and not untouched
         try:
-            self._prepare(unit, transaction)
+            # A transaction that is not surely the unit's own must not vouch for it.
+            self._prepare(unit, transaction, None if unseen or doubt is not None else raw)
         except ActivityError:
             self._refused(transaction, unit, undo)
             raise
         result = self._send_prepared(transaction, unit, send)
-        if state is drivers.State.ENDED and not untouched:
+        if unseen:
             self._undecided(unit, _UNSEEN)
         elif doubt is not None:
             self._undecided(unit, doubt)
@@ -396,7 +409,7 @@ class Bracket:
     # --- two-phase ---------------------------------------------------------------------------
 
     def prepare_twophase(
-        self, transaction: Transaction, key: tuple[Any, ...], send: Callable[[], Any]
+        self, transaction: Transaction, key: tuple[Any, ...], send: Callable[[], Any], *, raw: Any
     ) -> Any:
         """Bracket PREPARE TRANSACTION; the unit waits under its global id.
 
@@ -411,7 +424,7 @@ class Bracket:
         if drivers.transaction_state(transaction) is drivers.State.FAILED:
             return self.abort(transaction, send)
         try:
-            self._prepare(unit, transaction)
+            self._prepare(unit, transaction, None if transaction.doubt is not None else raw)
         except ActivityError:
             self._refused(transaction, unit, None)
             raise

@@ -150,6 +150,7 @@ class DialectHooks:
                 transaction,
                 lambda: original(dialect, connection),
                 lambda: dialect.do_rollback(connection),
+                raw=connection,
             )
 
         return do_commit
@@ -182,7 +183,9 @@ class DialectHooks:
             if transaction is None or transaction.inside or self._sends_nothing(transaction, fairy):
                 return send()
             if name == "commit":
-                return self._bracket.commit(transaction, send, fairy.dbapi_connection.rollback)
+                return self._bracket.commit(
+                    transaction, send, fairy.dbapi_connection.rollback, raw=fairy.dbapi_connection
+                )
             return self._bracket.abort(transaction, send)
 
         method.__name__ = name
@@ -236,7 +239,10 @@ class DialectHooks:
             if transaction is None or transaction.inside:
                 return original(dialect, connection, xid)
             return self._bracket.prepare_twophase(
-                transaction, global_key(connection, xid), lambda: original(dialect, connection, xid)
+                transaction,
+                global_key(connection, xid),
+                lambda: original(dialect, connection, xid),
+                raw=connection.connection,
             )
 
         return do_prepare_twophase
@@ -254,7 +260,10 @@ class DialectHooks:
             if transaction is None or transaction.inside:
                 return send()
             return self._bracket.commit(
-                transaction, send, lambda: dialect.do_rollback_twophase(connection, xid, False)
+                transaction,
+                send,
+                lambda: dialect.do_rollback_twophase(connection, xid, False),
+                raw=connection.connection,
             )
 
         return do_commit_twophase

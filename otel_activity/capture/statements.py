@@ -172,11 +172,11 @@ class StatementHooks:
             result = send()
             self._bracket.split(transaction, "transaction control in a text of several statements")
         else:
-            result = self._committing(transaction, send)
+            result = self._committing(context, transaction, send)
         self._marks(context, script)
         return result
 
-    def _committing(self, transaction: Transaction, send: Callable[[], Any]) -> Any:
+    def _committing(self, context: Any, transaction: Transaction, send: Callable[[], Any]) -> Any:
         """An error may have come before or after the COMMIT, so no error of a script is certain."""
 
         def unsure() -> Any:
@@ -186,7 +186,7 @@ class StatementHooks:
                 raise _ScriptError(error) from error
 
         try:
-            return self._bracket.commit(transaction, unsure)
+            return self._bracket.commit(transaction, unsure, raw=_raw(context))
         except _ScriptError as wrapped:
             raise wrapped.error from wrapped.error.__cause__
 
@@ -207,10 +207,11 @@ class StatementHooks:
             if transaction is None:
                 return send()
             if verb is Verb.COMMIT:
-                return bracket.commit(transaction, send, transaction_undo(context))
+                return bracket.commit(transaction, send, transaction_undo(context), raw=_raw(context))
             if verb is Verb.ROLLBACK:
                 return bracket.abort(transaction, send)
-            return bracket.prepare_twophase(transaction, global_key(context.root_connection, step.name), send)
+            key = global_key(context.root_connection, step.name)
+            return bracket.prepare_twophase(transaction, key, send, raw=_raw(context))
         result = send()
         self._savepoint(context, step)
         return result
@@ -241,9 +242,14 @@ def transaction_undo(context: Any) -> Callable[[], Any]:
     """Rolls back on the DBAPI connection that a statement runs on."""
 
     def undo() -> Any:
-        return context.root_connection.connection.dbapi_connection.rollback()
+        return _raw(context).rollback()
 
     return undo
+
+
+def _raw(context: Any) -> Any:
+    """The DBAPI connection that a statement runs on."""
+    return context.root_connection.connection.dbapi_connection
 
 
 def _writes(context: Any) -> bool:

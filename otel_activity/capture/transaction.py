@@ -36,6 +36,7 @@ class Transaction:
         unit: captured entries; None while there are none.
         inside: a guarded method of this connection is running: what it calls in turn is its own business.
         poisoned: a statement failed on the server, which aborts a PostgreSQL transaction until a savepoint.
+        url: of the engine.
         doubt: why the fate of the entries cannot be known even after a COMMIT.
         savepoints: name, number of entries and `poisoned` at each open savepoint.
         early: entries that joined before the first statement; they stand before all others.
@@ -68,6 +69,7 @@ class Transaction:
         "start",
         "unit",
         "updates",
+        "url",
         "via",
         "written",
         "xid",
@@ -81,6 +83,7 @@ class Transaction:
         self.dialect = dialect
         self.database = database
         self.cluster: Cluster | None = None
+        self.url: Any = None
         self.autocommit = False
         self.reset()
 

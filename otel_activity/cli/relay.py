@@ -17,10 +17,14 @@ __all__ = ["relay"]
 @click.option(
     "--journal",
     "directory",
-    required=True,
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="OTEL_ACTIVITY_JOURNAL_DIR of the host that left it, or a copy of it.",
+)
+@click.option(
+    "--outbox",
+    metavar="DSN",
+    help="The application's database, to deliver what strict delivery has left in its outbox.",
 )
 @click.option(
     "--timeout",
@@ -41,25 +45,28 @@ def relay(
     ctx: click.Context,
     dsn: str | None,
     schema: str,
-    directory: Path,
+    directory: Path | None,
+    outbox: str | None,
     timeout: float,
     without_proof: bool,
     as_json: bool,
 ) -> None:
-    """Deliver the journals of dead processes, and remove what was delivered.
+    """Deliver the journals of dead processes, or an outbox, and remove what was delivered.
 
     They go where the OTEL_ACTIVITY_... variables say, as the service's own would. Journals that a living
-    process holds are left alone. The exit status is 1 if something is left.
+    process holds are left alone; an outbox may have any number of relays at the same time. The exit status
+    is 1 if something is left.
     """
-    from otel_activity.api import relay_journals
+    from otel_activity.api import relay_journals, relay_outbox
 
-    found = relay_journals(
-        directory,
-        timeout=timeout,
-        postgres_dsn=dsn,
-        postgres_schema=schema,
-        commit_proof="off" if without_proof else None,
-    )
+    store = {"postgres_dsn": dsn, "postgres_schema": schema}
+    if directory is not None and outbox is None:
+        proof = "off" if without_proof else None
+        found = relay_journals(directory, timeout=timeout, **store, commit_proof=proof)
+    elif outbox is not None and directory is None:
+        found = relay_outbox(outbox, timeout=timeout, **store)
+    else:
+        raise click.UsageError("say what to deliver: either --journal DIR or --outbox DSN")
     if as_json:
         say(json_line({"events": found.events, "lost_records": found.lost_records, "left": found.left}))
     else:

@@ -10,6 +10,7 @@ from otel_activity.cli.app import EXIT_FAILED
 from otel_activity.cli.options import json_option, require_dsn, store_options
 from otel_activity.cli.render import json_line, say
 from otel_activity.postgres import schema as store_schema
+from otel_activity.postgres.outbox import apply_outbox
 
 if TYPE_CHECKING:
     from otel_activity.postgres.schema import SchemaStatus
@@ -30,13 +31,22 @@ def schema() -> None:
     show_default=True,
     help="Months after this one to make partitions for.",
 )
+@click.option(
+    "--outbox",
+    metavar="DSN",
+    help="Make the outbox of strict delivery in the application's database instead, and nothing else.",
+)
 @json_option
 @store_options
-def apply(dsn: str | None, schema: str, months_ahead: int, as_json: bool) -> None:
+def apply(dsn: str | None, schema: str, months_ahead: int, outbox: str | None, as_json: bool) -> None:
     """Bring the tables to this version, and make the coming months' partitions.
 
     Doing it again changes nothing. The user must be allowed to create the tables.
     """
+    if outbox is not None:
+        apply_outbox(outbox, schema)
+        say(json_line({"outbox": f"{schema}.outbox"}) if as_json else f"outbox {schema}.outbox: ready")
+        return
     target = require_dsn(dsn)
     applied = store_schema.apply(target, schema, months_ahead=months_ahead)
     state = store_schema.status(target, schema)

@@ -10,6 +10,7 @@ from otel_activity.delivery.gaps import GapLog
 from otel_activity.delivery.lane import Lane
 from otel_activity.delivery.queued import QueuedDelivery
 from otel_activity.delivery.streams import Heartbeat
+from otel_activity.delivery.strict import StrictDelivery
 
 __all__ = [
     "Backoff",
@@ -20,6 +21,7 @@ __all__ = [
     "Overflow",
     "QueuedDelivery",
     "Stream",
+    "StrictDelivery",
     "concern",
     "journal_directory",
     "service_directory",

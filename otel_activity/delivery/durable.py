@@ -443,7 +443,7 @@ class DurableDelivery(Feeder):
 
     def _emit_one(self, road: Road, event: Event, held: Held) -> None:
         try:
-            self._emit(road.lane, event, None if held.source is None else held.source.origin)
+            self._emit(road.lane, event, held.origin if held.source is None else held.source.origin)
         except Exception:  # noqa: BLE001 - one odd event costs itself, not the events behind it
             road.gone += 1
             self._lost_one(event.attributes.get(semconv.SEQUENCE))
@@ -694,7 +694,7 @@ class DurableDelivery(Feeder):
 
     def _say_left(self, left: list[Held]) -> None:
         kept = sum(held.count for held in left if held.source is not None)
-        lost = sum(held.count for held in left if held.source is None)
+        lost = sum(held.count for held in left if held.source is None and not held.outboxed)
         if kept:
             line = "otel_activity: %d events wait in %s; the next process of this service delivers them"
             log_safely(logging.WARNING, line, kept, self._home)

@@ -177,6 +177,8 @@ class Held(msgspec.Struct, eq=False):
         proof: by what the database can be asked about it.
         untaken: lanes it was not handed to yet.
         unconfirmed: exporters that have not confirmed it.
+        origin: resource of the process that it is from, if that is another one and no journal says so.
+        outboxed: it is in an outbox until it is confirmed.
     """
 
     count: int
@@ -192,6 +194,8 @@ class Held(msgspec.Struct, eq=False):
     sequence: int = 0
     skip: tuple[str, ...] = ()
     before: int = 0
+    origin: dict[str, Any] | None = None
+    outboxed: bool = False
 
     @property
     def number(self) -> int:

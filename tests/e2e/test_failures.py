@@ -14,6 +14,7 @@ from werkzeug.test import Client as Server
 import otel_activity
 from otel_activity import log_user_action, with_activity_logging
 from otel_activity.postgres import schema
+from otel_activity.postgres.outbox import apply_outbox
 from otel_activity.settings import DELIVERIES
 from tests.frameworks import django_shop
 from tests.frameworks.support import Base, Task
@@ -30,6 +31,7 @@ def database(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     schema.apply(postgres_dsn)
+    apply_outbox(postgres_dsn)
     engine = create_engine(postgres_dsn.replace("postgresql://", "postgresql+psycopg://"))
     Base.metadata.create_all(engine)
     django_shop.Shop.engine = engine

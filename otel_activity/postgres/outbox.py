@@ -1,0 +1,177 @@
+"""The outbox in the application's database: written in its transactions, read by relays."""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg import sql
+
+from otel_activity.errors import OutboxError
+from otel_activity.ports import OutboxRow
+from otel_activity.postgres.connection import connect
+from otel_activity.postgres.failures import store_failure
+from otel_activity.postgres.resolver import conninfo_of
+from otel_activity.postgres.statements import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from otel_activity.events import Outlet
+    from otel_activity.postgres.connection import PatientConnection
+
+__all__ = ["OutboxReader", "PostgresOutbox", "apply_outbox", "outbox_sql"]
+
+_PATIENCE: Final = 30.0
+_MISSING: Final = frozenset({"42P01", "3F000", "42703"})  # table, schema, column
+_APPLY: Final = "run `otel-activity schema apply --outbox DSN` for this database"
+_GRANT: Final = "grant this role USAGE on the schema, INSERT on the table and USAGE on its sequence"
+
+
+def outbox_sql(schema: str = "activity") -> str:
+    """The SQL that makes the outbox, for those who run it themselves."""
+    return statement("outbox", schema).as_string(None) + "\n"
+
+
+def apply_outbox(dsn: str, schema: str = "activity") -> None:
+    """Make the outbox in the application's database; doing it again changes nothing.
+
+    Raises:
+        StoreUnavailable, StoreRefused: as the server answered.
+    """
+    with closing(connect(dsn)) as connection:
+        try:
+            with connection.transaction():
+                connection.execute(statement("apply_lock", schema), {"schema": schema})
+                connection.execute(statement("outbox", schema), prepare=False)
+        except psycopg.Error as error:
+            raise store_failure(error, schema) from error
+
+
+class PostgresOutbox:
+    """A `ports.Outbox`.
+
+    Args:
+        schema: of the outbox, in every database that has one.
+        dsns: databases to drain besides those that are written to.
+    """
+
+    def __init__(self, schema: str = "activity", dsns: Iterable[str] = ()) -> None:
+        self._schema = schema
+        self._given = tuple(dsns)
+        self._known: dict[Any, str] = {}
+        query = statement("outbox_write", schema, resource=sql.SQL("%s"), events=sql.SQL("%s"))
+        self._format = query.as_string(None)
+        query = statement("outbox_write", schema, resource=sql.SQL("$1"), events=sql.SQL("$2"))
+        self._numeric = query.as_string(None)
+
+    def write(self, outlet: Outlet, events: str, resource: str) -> None:
+        """One statement in the application's transaction.
+
+        Raises:
+            OutboxError: it failed, and so must the transaction.
+        """
+        if outlet.system != "postgresql":
+            raise OutboxError(
+                f"not committed, because strict delivery needs PostgreSQL, not {outlet.system}; "
+                "use OTEL_ACTIVITY_DELIVERY=durable"
+            )
+        query = self._numeric if outlet.driver == "asyncpg" else self._format
+        try:
+            cursor = outlet.connection.cursor()
+            try:
+                cursor.execute(query, (resource, events))
+            finally:
+                cursor.close()
+        except Exception as error:
+            raise OutboxError(self._refusal(error)) from error
+        if outlet.url not in self._known:
+            self._known[outlet.url] = conninfo_of(outlet.url)
+
+    def _refusal(self, error: Exception) -> str:
+        state = _sqlstate(error)
+        fix = (
+            _APPLY
+            if state in _MISSING
+            else _GRANT
+            if state == "42501"
+            else "see the error that caused this one"
+        )
+        name = f"{type(error).__name__} {state}" if state else type(error).__name__
+        return f"not committed, because {self._schema}.outbox does not take its events ({name}); {fix}"
+
+    def addresses(self) -> Sequence[str]:
+        """Databases whose outbox this process knows."""
+        return tuple(dict.fromkeys((*self._given, *tuple(self._known.values()))))
+
+    def reader(self, address: str) -> OutboxReader:
+        """Connect to one of them.
+
+        Raises:
+            StoreUnavailable, StoreRefused: as the server answered.
+        """
+        return OutboxReader(address, self._schema)
+
+
+class OutboxReader:
+    """A `ports.OutboxReader`: one connection to one database. Any error of it is an `ExportError`."""
+
+    def __init__(self, dsn: str, schema: str) -> None:
+        self._schema = schema
+        self._connection: PatientConnection = connect(dsn, patience=_PATIENCE)
+
+    def take(self, limit: int) -> list[OutboxRow]:
+        """Lock the oldest rows that nobody else has; `delete` or `release` ends that."""
+        try:
+            limit_time = sql.Literal(int(_PATIENCE * 1000))
+            self._connection.execute(statement("begin", self._schema, timeout=limit_time))
+            rows = self._query("outbox_take", {"limit": limit})
+            return [OutboxRow(*row) for row in rows]
+        except psycopg.Error as error:
+            raise store_failure(error, self._schema) from error
+
+    def release(self) -> None:
+        """Let go of the rows that were taken."""
+        with suppress(psycopg.Error):
+            self._connection.rollback()
+
+    def delete(self, rows: Sequence[OutboxRow]) -> None:
+        """Remove rows for good; rows that are gone already do not matter."""
+        keys = {"xids": [row.xid for row in rows], "numbers": [row.number for row in rows]}
+        try:
+            self._connection.execute(statement("outbox_delete", self._schema), keys)
+            self._connection.commit()
+        except psycopg.Error as error:
+            raise store_failure(error, self._schema) from error
+
+    def newest(self) -> str | None:
+        """Transaction of the newest row there is; None when there is none."""
+        rows = self._answer("outbox_newest", {})
+        return str(rows[0][0]) if rows else None
+
+    def left(self, xid: str) -> bool:
+        """Whether there are rows of this transaction or of older ones."""
+        return bool(self._answer("outbox_left", {"xid": xid})[0][0])
+
+    def close(self) -> None:
+        """Close the connection; rows that were taken are free again."""
+        with suppress(psycopg.Error):
+            self._connection.close()
+
+    def _answer(self, name: str, parameters: dict[str, Any]) -> list[Any]:
+        try:
+            return self._query(name, parameters)
+        except psycopg.Error as error:
+            raise store_failure(error, self._schema) from error
+
+    def _query(self, name: str, parameters: dict[str, Any]) -> list[Any]:
+        return self._connection.execute(statement(name, self._schema), parameters).fetchall()
+
+
+def _sqlstate(error: Exception) -> str:
+    for name in ("sqlstate", "pgcode"):
+        found = getattr(error, name, None)
+        if isinstance(found, str):
+            return found
+    return ""

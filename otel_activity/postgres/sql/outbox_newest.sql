@@ -1,0 +1,1 @@
+SELECT xid::text FROM {schema}.outbox ORDER BY xid DESC LIMIT 1

@@ -1,0 +1,367 @@
+"""``OTEL_ACTIVITY_DELIVERY=strict``: the events are committed by the transaction that they tell of."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+import otel_activity
+from otel_activity import log_user_action
+from otel_activity.errors import ActivityError, OutboxError
+from otel_activity.postgres import schema
+from otel_activity.postgres.outbox import apply_outbox
+from tests.e2e.support import NOTHING, events, rows, unexplained, wait_for_line
+from tests.frameworks.support import Base, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.conftest import Server
+    from tests.e2e.support import World
+
+pytestmark = pytest.mark.e2e
+
+SEED = 20261124
+KILLS = 10
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def database(postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The application's database with an outbox, and the store; auditing is off afterwards."""
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OTEL_ACTIVITY_JOURNAL_DIR", str(tmp_path / "journal"))
+    schema.apply(postgres_dsn)
+    apply_outbox(postgres_dsn)
+    yield postgres_dsn
+    otel_activity.shutdown(0.1)
+
+
+@pytest.fixture
+def engines() -> Iterator[Callable[..., Engine]]:
+    """Makes engines, and disposes of them."""
+    made: list[Engine] = []
+
+    def make(dsn: str, driver: str = "psycopg", **options: Any) -> Engine:
+        engine = create_engine(dsn.replace("postgresql://", f"postgresql+{driver}://"), **options)
+        made.append(engine)
+        Base.metadata.create_all(engine)
+        return engine
+
+    yield make
+    for engine in made:
+        engine.dispose()
+
+
+def start(dsn: str, **settings: Any) -> None:
+    """Audit this process, strictly."""
+    assert otel_activity.instrument(postgres_dsn=dsn, delivery="strict", **settings)
+
+
+def column(dsn: str, query: str) -> list[Any]:
+    """One column of an answer."""
+    with psycopg.connect(dsn) as connection:
+        return [row[0] for row in connection.execute(query).fetchall()]
+
+
+def outboxed(dsn: str) -> int:
+    """Rows in the outbox."""
+    return int(column(dsn, "SELECT count(*) FROM activity.outbox")[0])
+
+
+def stored(dsn: str) -> list[tuple[str, str]]:
+    """Name and fate of each stored event, as they were released."""
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(
+            "SELECT name, attributes ->> 'activity.commit' FROM activity.events ORDER BY sequence"
+        ).fetchall()
+
+
+CREATED = ("activity.entity.created", "proven")
+UPDATED = ("activity.entity.updated", "proven")
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_what_is_committed_is_stored_in_order(
+    database: str, engines: Callable[..., Engine], driver: str
+) -> None:
+    """Changes and an action of one transaction arrive once, and leave the outbox."""
+    start(database)
+    engine = engines(database, driver)
+    with Session(engine) as session:
+        task = Task(name="a")
+        session.add(task)
+        session.flush()
+        task.name = "b"
+        session.flush()
+        log_user_action("task.check", details={"odd": "nul \u0000, quote ' and %s"}, session=session)
+        session.commit()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == [CREATED, UPDATED, ("activity.action", "proven")]
+    assert outboxed(database) == 0
+
+
+def test_asyncpg_writes_its_outbox(database: str, engines: Callable[..., Engine]) -> None:
+    """The async driver commits the events with the row, and a rollback takes both away."""
+    engines(database)
+    start(database)
+
+    async def work() -> None:
+        engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
+        async with AsyncSession(engine) as session:
+            session.add(Task(name="kept"))
+            await session.commit()
+            session.add(Task(name="gone"))
+            await session.flush()
+            await session.rollback()
+        await engine.dispose()
+
+    asyncio.run(work())
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == [CREATED]
+
+
+def test_savepoints_and_two_phases_share_the_outbox(database: str, engines: Callable[..., Engine]) -> None:
+    """A savepoint takes its part away; a prepared transaction is delivered when it is committed."""
+    start(database)
+    engine = engines(database)
+    with Session(engine) as session:
+        session.add(Task(name="outer"))
+        session.flush()
+        with session.begin_nested() as nested:
+            session.add(Task(name="inner"))
+            session.flush()
+            nested.rollback()
+        session.commit()
+    with Session(engine, twophase=True) as session:
+        session.add(Task(name="prepared"))
+        session.flush()
+        session.prepare()
+        assert outboxed(database) <= 1  # what is prepared is not to be seen
+        session.commit()
+    with Session(engine, twophase=True) as session:
+        session.add(Task(name="never"))
+        session.flush()
+        session.prepare()
+        session.rollback()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == [CREATED, CREATED]
+    assert sorted(column(database, "SELECT name FROM task")) == ["outer", "prepared"]
+
+
+def test_without_an_outbox_nothing_is_committed(database: str, engines: Callable[..., Engine]) -> None:
+    """The commit raises one clear line, the row is not there, and the failure is reported."""
+    start(database)
+    engine = engines(database)
+    with psycopg.connect(database) as connection:
+        connection.execute("DROP TABLE activity.outbox")
+    with Session(engine) as session:
+        session.add(Task(name="never"))
+        session.flush()
+        log_user_action("task.create", session=session)
+        with pytest.raises(OutboxError, match=r"not committed.*42P01.*schema apply --outbox"):
+            session.commit()
+    assert column(database, "SELECT name FROM task") == []
+    apply_outbox(database)
+    with Session(engine) as session:
+        session.add(Task(name="kept"))
+        session.commit()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert sorted(stored(database)) == [("activity.action", None), CREATED]
+
+
+def test_a_role_without_the_privilege_commits_nothing(database: str, engines: Callable[..., Engine]) -> None:
+    """A refused INSERT refuses the transaction, and says what to grant."""
+    start(database)
+    engine = engines(database)
+    with Session(engine) as session:
+        session.execute(text("CREATE ROLE weak"))
+        session.execute(text("GRANT ALL ON task, task_id_seq TO weak"))
+        session.execute(text("GRANT USAGE ON SCHEMA activity TO weak"))
+        session.commit()
+    try:
+        with Session(engine) as session:
+            session.execute(text("SET LOCAL ROLE weak"))
+            session.add(Task(name="never"))
+            with pytest.raises(OutboxError, match=r"42501.*grant"):
+                session.commit()
+        assert column(database, "SELECT name FROM task") == []
+    finally:
+        with psycopg.connect(database) as connection:
+            connection.execute("DROP OWNED BY weak")
+            connection.execute("DROP ROLE weak")
+
+
+def test_other_databases_are_refused(database: str, tmp_path: Path) -> None:
+    """SQLite has no outbox: its first commit is refused, and says what to do."""
+    start(database)
+    engine = create_engine(f"sqlite:///{tmp_path / 'tasks'}")
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Task(name="never"))
+        with pytest.raises(ActivityError, match=r"needs PostgreSQL, not sqlite"):
+            session.commit()
+    engine.dispose()
+    connection = sqlite3.connect(tmp_path / "tasks")
+    try:
+        assert connection.execute("SELECT count(*) FROM task").fetchone() == (0,)
+    finally:
+        connection.close()
+
+
+def test_autocommit_goes_through_the_journal(database: str, engines: Callable[..., Engine]) -> None:
+    """Statements outside of any transaction, and actions without one, are stored all the same."""
+    start(database)
+    engine = engines(database, isolation_level="AUTOCOMMIT")
+    with Session(engine) as session:
+        session.add(Task(name="alone"))
+        session.commit()
+    log_user_action("task.look")
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == [("activity.entity.created", "reported"), ("activity.action", None)]
+
+
+def test_each_database_has_its_own_outbox(
+    database: str, postgres_server: Server, engines: Callable[..., Engine]
+) -> None:
+    """Transactions of two databases are in two outboxes, and both are emptied."""
+    other = postgres_server.create_database("strict_other")
+    try:
+        apply_outbox(other)
+        start(database)
+        for dsn in (database, other):
+            with Session(engines(dsn)) as session:
+                session.add(Task(name="here"))
+                session.commit()
+        assert otel_activity.flush_queue(PATIENCE)
+        assert stored(database) == [CREATED, CREATED]
+        assert outboxed(database) == outboxed(other) == 0
+    finally:
+        otel_activity.shutdown(1)
+        postgres_server.drop_database("strict_other")
+
+
+def test_an_older_transaction_is_waited_for(database: str, engines: Callable[..., Engine]) -> None:
+    """Rows of a transaction that began later wait until those before it can no longer appear."""
+    start(database)
+    engine = engines(database)
+    with Session(engine) as older:
+        older.add(Task(name="older"))
+        older.flush()
+        with Session(engine) as younger:
+            younger.add(Task(name="younger"))
+            younger.commit()
+        assert not otel_activity.flush_queue(0.5)
+        assert stored(database) == []
+        older.commit()
+    assert otel_activity.flush_queue(PATIENCE)
+    found = column(database, "SELECT entity_id FROM activity.events ORDER BY sequence")
+    assert found == ["1", "2"]  # as they were inserted
+
+
+# --- whole processes ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def strict(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Programs with strict delivery; the outbox is in the application's database, the store in another."""
+    apply_outbox(world.application)
+    original = world.environment
+
+    def environment(**extra: str) -> dict[str, str]:
+        ours = {"OTEL_ACTIVITY_DELIVERY": "strict", "OTEL_ACTIVITY_JOURNAL_DIR": str(tmp_path / "journal")}
+        return original(**{**ours, **extra})
+
+    monkeypatch.setattr(world, "environment", environment)
+    return world
+
+
+def relaying(world: World, *options: str, **extra: str) -> subprocess.Popen[str]:
+    """Start ``otel-activity relay --outbox``."""
+    program = "from otel_activity.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "relay", "--outbox", world.application, *options],
+        env=world.environment(OTEL_SERVICE_NAME="", **extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    world.running.append(process)
+    return process
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_sigkill_in_and_around_commit(strict: World) -> None:
+    """Killed again and again: exactly the committed rows have events, none is unknown, none is twice."""
+    rng = random.Random(SEED)
+    for _ in range(KILLS):
+        process = strict.start("python", "loop.py", OTEL_BLRP_SCHEDULE_DELAY="50")
+        wait_for_line(process, "program runs")
+        time.sleep(rng.uniform(0.0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=30) == -signal.SIGKILL
+    relay = relaying(strict, "--timeout", "60")
+    output, _ = relay.communicate(timeout=120)
+    assert relay.returncode == 0, output
+    assert rows(strict)
+    assert unexplained(strict) == NOTHING
+    assert {fate for _, _, fate in events(strict)} == {"proven"}
+    assert outboxed(strict.application) == 0
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_relays_at_once_while_commits_go_on_and_one_is_killed(strict: World) -> None:
+    """A program commits, its own thread and two relays deliver, relays die anywhere: each event once."""
+    rng = random.Random(SEED)
+    program = strict.start("python", "loop.py", "400", OTEL_BLRP_SCHEDULE_DELAY="50")
+    wait_for_line(program, "program runs")
+    drain = threading.Thread(target=lambda: program.communicate(timeout=120))
+    drain.start()
+    for _ in range(3):
+        pair = [relaying(strict, "--timeout", "60"), relaying(strict, "--timeout", "60")]
+        time.sleep(rng.uniform(0.6, 1.4))
+        pair[0].kill()
+        pair[0].communicate(timeout=60)
+        output, _ = pair[1].communicate(timeout=120)
+        assert pair[1].returncode == 0, output
+    drain.join(120)
+    assert program.returncode == 0
+    relay = relaying(strict, "--timeout", "60")
+    output, _ = relay.communicate(timeout=120)
+    assert relay.returncode == 0, output
+    assert len(rows(strict)) == 640
+    assert unexplained(strict) == NOTHING
+    assert outboxed(strict.application) == 0
+    assert {service for _, _, service in strict.stored()} == {"shop"}
+
+
+def test_rows_stay_until_all_exporters_have_them(strict: World) -> None:
+    """With one exporter dead, the outbox keeps the events that the store has; later each is there once."""
+    dead = {"OTEL_ACTIVITY_EXPORTERS": "postgres,otlp", "OTEL_ACTIVITY_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    program = strict.start("python", "loop.py", "20", OTEL_ACTIVITY_SHUTDOWN_TIMEOUT="3", **dead)
+    output, _ = program.communicate(timeout=120)
+    assert program.returncode == 0, output
+    assert outboxed(strict.application) == 48
+    relay = relaying(strict, "--timeout", "60")
+    output, _ = relay.communicate(timeout=120)
+    assert (relay.returncode, output) == (0, "48 events found, all delivered\n")
+    assert unexplained(strict) == NOTHING
+    assert outboxed(strict.application) == 0
