@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import signal
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg
@@ -19,6 +20,11 @@ from tests.support import skip_missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# A shell without job control starts background jobs with SIGINT ignored, and a child inherits that: programs
+# that a test ends as Ctrl-C does would never hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Server(Protocol):
