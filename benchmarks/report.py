@@ -30,6 +30,8 @@ RATIO_BUDGETS: Final[dict[tuple[str, str], float]] = {
 }
 PROVEN_NEARBY: Final = 1.06
 """Latency of a request with proof of commit, where a round trip is short against the query itself."""
+STRICT: Final = 1.15
+"""Latency of a request whose transaction writes its own events."""
 EVENT_BUDGETS: Final = {CPU_AN_EVENT: 25.0, THREAD_AN_EVENT: 10.0}
 """Microseconds of client CPU beyond that of the work: from capture to the confirmed row, and in the thread
 that does the work."""
@@ -164,4 +166,6 @@ def _ratio_budget(workload: str, variant: str, measure: str, *, nearby: bool) ->
         return None
     if variant == "proven" and (workload, measure) == ("request", LATENCY):
         return PROVEN_NEARBY if nearby else RATIO_BUDGETS[workload, measure]
+    if variant == "strict" and (workload, measure) == ("request", LATENCY):
+        return STRICT
     return RATIO_BUDGETS.get((workload, measure))

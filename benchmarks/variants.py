@@ -56,6 +56,7 @@ VARIANTS: Final = (
         "durable", "otel_activity, durable, store in another database", store="other", delivery="durable"
     ),
     Variant("proven", "the same with proof of commit", store="other", delivery="durable", proof="auto"),
+    Variant("strict", "otel_activity, strict: outbox in the transaction", store="other", delivery="strict"),
 )
 
 
@@ -98,7 +99,9 @@ class Databases:
     def open(self, variant: Variant) -> None:
         """Fresh databases for one client of the variant."""
         suffix = "_triggers" if variant.triggers else "_store" if variant.store == "same" else ""
-        self._server.create(self.application(variant), self._name(f"app{suffix}"))
+        application = self._server.create(self.application(variant), self._name(f"app{suffix}"))
+        if variant.delivery == "strict":
+            _add_outbox(application)
         if variant.store == "other":
             self._server.create(self.store(variant), self._name("store"))
 
@@ -196,6 +199,12 @@ def _add_store(dsn: str) -> None:
 
     schema.apply(dsn)
     _analyse(dsn)
+
+
+def _add_outbox(dsn: str) -> None:
+    from otel_activity.postgres.outbox import apply_outbox
+
+    apply_outbox(dsn)
 
 
 def _analyse(dsn: str) -> None:

@@ -35,7 +35,7 @@ def test_quick_run_counts_right_and_reports_every_row(postgres_server: TestServe
     assert result["quick"] is True
     rows = {(row["what"], row["variant"], row["measure"]) for row in result["rows"]}
     for workload in ("request", "request, 1 ms away", "insert of 2,000"):
-        for variant in ("triggers", "same", "other", "durable", "proven"):
+        for variant in ("triggers", "same", "other", "durable", "proven", "strict"):
             for measure in ("latency", "client CPU", "database CPU"):
                 assert (workload, variant, measure) in rows
     assert ("request", "parts", "export") in rows
