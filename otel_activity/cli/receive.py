@@ -23,6 +23,13 @@ _PORT = click.IntRange(0, 65_535)
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
+class _DSNs(click.ParamType[str]):
+    """A connection string may contain spaces; in the environment a newline ends it."""
+
+    name = "dsn"
+    envvar_list_splitter = "\n"
+
+
 def _env(name: str) -> dict[str, Any]:
     return {"envvar": RECEIVE_PREFIX + name, "show_envvar": True}
 
@@ -112,6 +119,23 @@ def _env(name: str) -> dict[str, Any]:
     is_flag=True,
     help="Share the ports with other instances on this machine.",
     **_env("REUSE_PORT"),
+)
+@click.option(
+    "--table-stats-dsn",
+    type=_DSNs(),
+    multiple=True,
+    metavar="DSN",
+    help="Show table statistics of this audited database; may be given more than once, in the "
+    "environment with a newline between.",
+    **_env("TABLE_STATS_DSN"),
+)
+@click.option(
+    "--table-stats-interval",
+    type=click.FloatRange(0.1, 86_400),
+    default=30.0,
+    show_default=True,
+    help="Seconds between two readings of them.",
+    **_env("TABLE_STATS_INTERVAL"),
 )
 @store_options
 def receive(dsn: str | None, schema: str, **options: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,6 +13,9 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 __all__ = ["ReceiverMetrics"]
 
@@ -71,6 +74,10 @@ class ReceiverMetrics:
             "Groups of requests that the store did not take; their senders were told to come back.",
             registry=registry,
         )
+
+    def show(self, collector: Collector) -> None:
+        """Show what this one collects as well."""
+        self._registry.register(collector)
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""

@@ -21,6 +21,7 @@ from otel_activity.receiver.grpc import GRPCServer
 from otel_activity.receiver.http import HTTPApplication
 from otel_activity.receiver.intake import Intake
 from otel_activity.receiver.metrics import ReceiverMetrics
+from otel_activity.receiver.tablestats import TableStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +55,9 @@ async def serve(settings: ReceiverSettings, ready: Callable[[Addresses], None]) 
         ConfigurationError: a port is taken, or a certificate cannot be used.
     """
     metrics = ReceiverMetrics()
+    tables = TableStatistics(settings.table_stats_dsn, settings.table_stats_interval)
+    if settings.table_stats_dsn:
+        metrics.show(tables)
     token = BearerToken(settings.token)
     http = None if settings.http_port is None else _http_socket(settings)
     tls = _http_tls(settings)
@@ -89,12 +93,14 @@ async def serve(settings: ReceiverSettings, ready: Callable[[Addresses], None]) 
             addresses["grpc"] = _address(settings.host, port)
         for each in servers:
             await each.start()
+        tables.start()
         await asyncio.to_thread(intake.asked.wait, FIRST_LOOK)
         ready(addresses)
         await stop.wait()
         _log.info("stopping")
         await asyncio.gather(*(each.stop(settings.shutdown_timeout) for each in servers))
     finally:
+        tables.stop()
         stored = await asyncio.to_thread(intake.close, settings.shutdown_timeout)
     return stored
 

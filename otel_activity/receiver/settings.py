@@ -32,6 +32,8 @@ class ReceiverSettings:
         writers: connections to PostgreSQL.
         shutdown_timeout: seconds for what is accepted to be stored, at the end.
         reuse_port: whether another instance may listen on the same port.
+        table_stats_dsn: audited databases whose table statistics are shown with the metrics.
+        table_stats_interval: seconds between two readings of them.
     """
 
     dsn: str = field(repr=False)
@@ -51,6 +53,8 @@ class ReceiverSettings:
     writers: int = 2
     shutdown_timeout: float = 10.0
     reuse_port: bool = False
+    table_stats_dsn: tuple[str, ...] = field(default=(), repr=False)
+    table_stats_interval: float = 30.0
 
     def __post_init__(self) -> None:
         """Refuse what is unsafe or cannot work.
