@@ -42,7 +42,8 @@ _HINT: Final = re.compile(
     rb"|LS0tLS1CRU|tLS0tQkVH|tLS0tLUJFR0"  # "-----BEG" in base64
 )
 """What some part of a secret contains, inside one run of `_WORD`."""
-_SCHEME: Final = re.compile(rb"(?i)(?:bearer|basic) $")
+_HEXADECIMAL: Final = b"0123456789abcdefABCDEF-"
+_SCHEMES: Final = (b"bearer ", b"basic ")
 _CARD_HINT: Final = re.compile(rb"[2-6](?=(?:[ -]?[0-9]){12})")
 _VALUE_HINT: Final = re.compile(rb"=(?![=\"])")
 """An equals sign that is not the end of some base64."""
@@ -74,7 +75,10 @@ _USERINFO: Final = re.compile(
     r"(?<![\w+.-])(?P<before>[A-Za-z][\w+.-]{0,30}://[^\s:/?#@\"'<>]*:)(?!\d{1,5}(?:[/?#]|$))"
     r"(?P<secret>[^\s\"'<>]{1,1024})(?=@)"
 )
-_PARAMETER: Final = re.compile(r"(?P<before>[?&;#](?P<name>[\w%.~\[\]-]{1,64})=)(?P<secret>[^&;#\s\"'<>]+)")
+_PARAMETER: Final = re.compile(
+    # Equals signs alone are no value.
+    r"(?P<before>[?&;#](?P<name>[\w%.~\[\]-]{1,64})=)(?P<secret>=*[^&;#\s\"'<>=][^&;#\s\"'<>]*)"
+)
 _ASSIGNMENT: Final = re.compile(
     r"(?<![\w%?&;#.\[\]-])(?P<before>(?P<name>[A-Za-z_][\w.-]{0,63})\s{0,4}=(?!=)\s{0,4})"
     r"(?P<secret>'(?:[^'\\]|\\.|'')*'?|\"(?:[^\"\\]|\\.)*\"?|[^\s\"']+)"
@@ -276,7 +280,10 @@ def _may_be_token(raw: bytes, runs: bytes) -> bool:
         end = runs.find(b" ", start)
         if end < 0:
             end = len(raw)
-        if _HINT.search(raw, start, end) is not None or _SCHEME.search(raw, max(start - 7, 0), start):
+        # Checksums and ids are the long words that events have. No hint is made of hexadecimal digits alone.
+        if raw[start:end].translate(None, _HEXADECIMAL) and _HINT.search(raw, start, end) is not None:
+            return True
+        if raw[max(start - 7, 0) : start].lower().endswith(_SCHEMES):
             return True
         start = runs.find(_LONG_RUN, end)
     return False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import uuid_utils
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -17,8 +19,6 @@ from otel_activity.context import current_context
 from otel_activity.events import Commit, Event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from otel_activity.capture.plan import Plan, TablePlan
     from otel_activity.context import RequestContext
     from otel_activity.events import Unit
@@ -33,6 +33,16 @@ DELETED: Final = (semconv.ENTITY_DELETED, "delete", "DELETE")
 _KEPT: Final = ATOMIC | {Copied, Encoded}
 _time_ns = time.time_ns
 _current_otel = otel_context.get_current
+
+
+class Sides(msgspec.Struct, gc=False):
+    """A column before and after, as plain JSON values; what is not known is not written."""
+
+    before: Any = msgspec.UNSET
+    after: Any = msgspec.UNSET
+
+
+_UNKNOWN: Final = repeat(msgspec.UNSET)
 
 
 class Change:
@@ -106,25 +116,15 @@ class Change:
                 event.trace_flags = int(span.trace_flags)
         return event
 
-    def _changes(self) -> dict[str, Any]:
-        """``{column: {"before": x, "after": y}}``; a side that is not known is left out."""
-        before = self.before
-        after = self.after
-        plan = self.plan
+    def _changes(self) -> dict[str, Sides]:
+        """By column; a side that is not known is left out."""
+        before, after = self.before, self.after
+        encode = self.plan.encode
         if not before:
-            return _one_side("after", after, plan.encode(after.values()))
-        changes = _one_side("before", before, plan.encode(before.values()))
-        if after:
-            for name, value in zip(after, plan.encode(after.values()), strict=True):
-                if value is not MISSING and name in changes:
-                    changes[name]["after"] = value
-        return changes
-
-
-def _one_side(side: str, names: Iterable[str], values: list[Any]) -> dict[str, Any]:
-    return {
-        name: {} if value is MISSING else {side: value} for name, value in zip(names, values, strict=True)
-    }
+            return dict(zip(after, map(Sides, _UNKNOWN, encode(list(after.values()))), strict=True))
+        known = after.get
+        sides = encode([*before.values(), *[known(name, MISSING) for name in before]])
+        return dict(zip(before, map(Sides, sides, sides[len(before) :]), strict=False))
 
 
 class Row(Change):
@@ -156,4 +156,6 @@ class Row(Change):
                 for column, value in zip(plan.columns, values, strict=True)
             ]
             self.partial = any(value is MISSING for value in values)
-        return _one_side("after" if self.kind is CREATED else "before", plan.names, plan.encode(values))
+        encoded = plan.encode(values)
+        sides = map(Sides, _UNKNOWN, encoded) if self.kind is CREATED else map(Sides, encoded)
+        return dict(zip(plan.names, sides, strict=True))

@@ -17,7 +17,7 @@ from otel_activity.events import Redacted
 from otel_activity.semconv import RedactionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy.orm import Mapper
 
@@ -51,6 +51,7 @@ EXPRESSION: Final = _Missing()
 _REDACTED: Final = Redacted()
 _COPY_DEPTH: Final = 8
 _SHORTEST_SECRET: Final = 12
+_json: Final = msgspec.json.Encoder().encode
 
 
 def is_expression(value: Any) -> bool:
@@ -228,21 +229,21 @@ class TablePlan:
             identity = tuple(self.redactor.hide_in_text(part, RedactionMode.HASH) for part in identity)
         return scrubbed_id(identity, self.redactor)
 
-    def packed(self, changes: dict[str, Any]) -> msgspec.Raw:
+    def packed(self, changes: Any) -> msgspec.Raw:
         """`activity.changes` as its own JSON, without what looks like a secret whatever its name."""
-        return msgspec.Raw(self.redactor.scrub(msgspec.json.encode(changes)))
+        return msgspec.Raw(self.redactor.scrub(_json(changes)))
 
     def plain(self, value: Any) -> Any:
-        """What the event says of a captured value: plain JSON."""
+        """What the event says of a captured value: plain JSON, or nothing (`msgspec.UNSET`)."""
         kind = type(value)
         if kind is Encoded:
             return value.value
         if value is MISSING:
-            return value
+            return msgspec.UNSET
         return encode(self.redactor.clean(value.value) if kind is Copied else value, self.limit)
 
-    def encode(self, values: Iterable[Any]) -> list[Any]:
-        """What the event says of captured values: plain JSON, or `MISSING`."""
+    def encode(self, values: Sequence[Any]) -> list[Any]:
+        """`plain` of each value."""
         return encode_all(values, self.plain, self.limit)
 
     def encoded(self, value: Any) -> Any:

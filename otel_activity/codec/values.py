@@ -30,7 +30,7 @@ from otel_activity.semconv import REDACTED_TAG
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["ATOMIC", "REDACTED", "decode", "display", "encode", "encode_all", "text_of"]
+__all__ = ["ATOMIC", "INT_MAX", "INT_MIN", "REDACTED", "SCALARS", "decode", "display", "encode", "text_of"]
 
 REDACTED: Final[dict[str, Any]] = {REDACTED_TAG: True}
 """The mark of a redacted value, encoded. One shared object: never change it."""
@@ -52,8 +52,8 @@ HEAD_LENGTH: Final = 1_024
 HASH_LIMIT: Final = 64 << 20
 """Longest value that is hashed; hashing costs about 1 ms a million bytes."""
 
-_INT_MIN: Final = -(1 << 63)
-_INT_MAX: Final = (1 << 63) - 1
+INT_MIN: Final = -(1 << 63)
+INT_MAX: Final = (1 << 63) - 1
 _DECIMAL_BITS: Final = 1_024
 """Integers up to here are written in decimal; far beyond, Python refuses (4,300 digits by default)."""
 _FLOAT_MAX: Final = 2.0**53
@@ -103,11 +103,11 @@ def encode(value: Any, limit: int = 65_536) -> Any:
             if len(value) <= limit and value.isascii() and "\0" not in value:
                 return value
         elif kind is int:
-            if _INT_MIN <= value <= _INT_MAX:
+            if INT_MIN <= value <= INT_MAX:
                 return value
         elif value is None or kind is bool:
             return value
-        scalar = _SCALARS.get(kind)
+        scalar = SCALARS.get(kind)
         if scalar is not None:
             return scalar(value, limit)
         return (_ENCODERS.get(kind) or _learn(kind))(value, _State(limit), 0)
@@ -116,36 +116,6 @@ def encode(value: Any, limit: int = 65_536) -> Any:
             return _failed(kind, error)
         except RecursionError:  # called at the very end of the stack: no further call is possible
             return {"$replaced": {"type": "object", "reason": "raised RecursionError"}}
-
-
-def encode_all(values: Iterable[Any], odd: Callable[[Any], Any], limit: int = 65_536) -> list[Any]:
-    """As `encode` for each value, in one frame: most values of a row are plain texts and numbers.
-
-    Args:
-        values: anything.
-        odd: is called for what is not; `encode` itself, or something that knows more types.
-        limit: see `encode`.
-    """
-    encoded: list[Any] = []
-    append = encoded.append
-    for value in values:
-        kind = type(value)
-        if kind is str:
-            if len(value) <= limit and value.isascii() and "\0" not in value:
-                append(value)
-                continue
-        elif kind is int:
-            if _INT_MIN <= value <= _INT_MAX:
-                append(value)
-                continue
-        elif value is None or kind is bool:
-            append(value)
-            continue
-        elif kind is dt.datetime:
-            append({"$datetime": value.isoformat()})
-            continue
-        append(odd(value))
-    return encoded
 
 
 def _item(value: Any, state: _State, depth: int) -> Any:
@@ -157,14 +127,14 @@ def _item(value: Any, state: _State, depth: int) -> Any:
             state.left -= size + _NODE_COST
             return value
     elif kind is int:
-        if _INT_MIN <= value <= _INT_MAX:
+        if INT_MIN <= value <= INT_MAX:
             state.left -= _NODE_COST
             return value
     elif value is None or kind is bool:
         state.left -= _NODE_COST
         return value
     try:
-        scalar = _SCALARS.get(kind)
+        scalar = SCALARS.get(kind)
         if scalar is not None:
             return _charge(scalar(value, state.limit), state)
         encoder = _ENCODERS.get(kind) or _learn(kind)
@@ -225,7 +195,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _int(value: int, limit: int) -> Any:
-    if _INT_MIN <= value <= _INT_MAX:
+    if INT_MIN <= value <= INT_MAX:
         return value
     if value.bit_length() <= _DECIMAL_BITS:
         return {"$int": str(value)}
@@ -505,7 +475,7 @@ _NAME_OF_TYPE: Final[Callable[[type], str]] = type.__dict__["__name__"].__get__
 
 # which encoder for which type
 
-_SCALARS: Final[dict[type, Callable[[Any, int], Any]]] = {
+SCALARS: Final[dict[type, Callable[[Any, int], Any]]] = {
     str: _str,
     int: _int,
     float: _float,
@@ -546,7 +516,7 @@ _ENCODERS: Final = dict(_CONTAINERS)
 _SORTABLE: Final = frozenset({str, int, bytes, dt.date, uuid.UUID})
 _DRIVERS: Final = frozenset({"sqlalchemy", "psycopg", "psycopg2", "asyncpg"})
 
-ATOMIC: Final[frozenset[type]] = frozenset({type(None), bool, *_SCALARS} - {bytearray, memoryview})
+ATOMIC: Final[frozenset[type]] = frozenset({type(None), bool, *SCALARS} - {bytearray, memoryview})
 """Types (exactly these, no subclass) whose instances never change: a snapshot may keep the reference."""
 
 
@@ -570,7 +540,7 @@ def _find(kind: type) -> Callable[[Any, _State, int], Any]:
     for base in bases:
         if base in _CONTAINERS:
             return _CONTAINERS[base]
-        if base in _SCALARS:
+        if base in SCALARS:
             return _subclass(base)
     if kind.__module__ == "uuid_utils" and kind.__name__ == "UUID":
         return _subclass(uuid.UUID)
@@ -586,7 +556,7 @@ _PLAIN: Final[dict[type, Callable[[Any], Any]]] = {
 
 
 def _subclass(base: type) -> Callable[[Any, _State, int], Any]:
-    scalar, plain = _SCALARS[base], _PLAIN.get(base)
+    scalar, plain = SCALARS[base], _PLAIN.get(base)
 
     def encoder(value: Any, state: _State, depth: int) -> Any:
         return _charge(scalar(value if plain is None else plain(value), state.limit), state)
