@@ -37,7 +37,7 @@ from sqlalchemy.dialects.postgresql import BitString, Range
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
 from sqlalchemy.ext.mutable import MutableDict, MutableList
 
-from otel_activity.codec import ATOMIC, REDACTED, decode, display, encode
+from otel_activity.codec import ATOMIC, REDACTED, decode, display, encode, encode_all
 from otel_activity.codec import values as codec
 from otel_activity.codec.kinds import EnumValue, MultirangeValue, RangeValue, Replaced, Rest, Truncated
 from otel_activity.events import Hashed, Redacted
@@ -217,6 +217,36 @@ def test_every_value_comes_back_equal_and_of_the_same_type(value: Any) -> None:
 
 
 @settings(max_examples=150, deadline=None)
+@given(st.lists(values, max_size=8), st.integers(1, 64) | st.just(65_536))
+def test_the_values_of_a_row_together_are_what_each_is_alone(row: list[Any], limit: int) -> None:
+    """One look at all of them finds what a look at each would."""
+    expected = [msgspec.json.encode(encode(value, limit)) for value in row]
+    for _ in range(2):  # the second time the shape is known
+        found = encode_all(row, lambda value: encode(value, limit), limit)
+        assert [msgspec.json.encode(value) for value in found] == expected
+
+
+class _Unwilling(dt.tzinfo):
+    def utcoffset(self, moment: dt.datetime | None) -> dt.timedelta:
+        raise RuntimeError("no")
+
+
+def test_a_value_that_fails_costs_only_itself() -> None:
+    """An error in one value of a row leaves the others as they are."""
+    row = ["a", dt.datetime(2026, 1, 1, tzinfo=_Unwilling()), 1 << 70, "b\0", dt.datetime(2026, 1, 1)]
+    found = encode_all(row, encode)
+    assert found == [encode(value) for value in row]
+    assert found[0] == "a"
+    assert found[4] == {"$datetime": "2026-01-01T00:00:00"}
+    assert next(iter(found[1])) == "$replaced"
+
+
+@given(dates)
+def test_times_are_written_in_iso_form(value: dt.datetime) -> None:
+    """Whatever writes them: Python's own `isoformat` is what docs/encoding.md promises."""
+    assert encode(value) == {"$datetime": value.isoformat()}
+
+
 @given(values, st.integers(1, 64))
 def test_a_small_limit_marks_and_never_lies(value: Any, limit: int) -> None:
     """With any limit the result is plain, and equal unless it is marked."""

@@ -67,6 +67,7 @@ _MARK_COST: Final = 96
 _KNOWN_TYPES: Final = 1_024
 """Bound on remembered subclasses: a program that makes classes on the fly must not fill the memory."""
 
+_to_builtins: Final = msgspec.to_builtins
 _UNENCODABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -221,7 +222,19 @@ def _number(name: str, tag: str, text: str, limit: int) -> Any:
 
 
 def _datetime(value: dt.datetime, limit: int) -> Any:
-    return {"$datetime": dt.datetime.isoformat(value)}
+    return {"$datetime": _isoformat(value)}
+
+
+def _isoformat(value: dt.datetime) -> str:
+    """`datetime.isoformat`, which takes a microsecond; msgspec takes a tenth of that."""
+    zone = value.tzinfo
+    if type(value) is not dt.datetime:
+        return dt.datetime.isoformat(value)
+    if zone is None:
+        return _to_builtins(value)  # type: ignore[no-any-return]  # a str
+    if zone is dt.UTC:
+        return f"{_to_builtins(value)[:-1]}+00:00"  # it writes Z
+    return dt.datetime.isoformat(value)
 
 
 def _date(value: dt.date, limit: int) -> Any:
