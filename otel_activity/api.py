@@ -32,7 +32,7 @@ from otel_activity.delivery import (
 )
 from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailable
 from otel_activity.frameworks import WebHooks
-from otel_activity.metrics import MeteredDelivery, instruments
+from otel_activity.metrics import Captured, MeteredDelivery, instruments
 from otel_activity.redaction import Redactor
 from otel_activity.settings import Settings
 from otel_activity.telemetry import (
@@ -69,9 +69,10 @@ class _Runtime:
             self.pipeline = GlobalPipeline(__version__)
         else:
             self.pipeline = _own_pipeline(settings, environ)
+        self.captured = Captured()
         try:
             resolver = _resolver(settings)
-            self.delivery = _delivery(settings, self.pipeline, environ, resolver)
+            self.delivery = _delivery(settings, self.pipeline, environ, resolver, self.captured)
         except BaseException:
             self.pipeline.shutdown(time.monotonic())
             raise
@@ -99,7 +100,12 @@ class _Runtime:
         actions.use(self.capture.actions)
         self.web.install()
         self.signals.install()
-        self.metrics.watch(lambda: {**self.delivery.metrics(), "pools": self.capture.pools.usage()})
+        self.metrics.watch(self.numbers)
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything that metrics are read from."""
+        also = {"pools": self.capture.pools.usage(), "captured": self.captured.counts()}
+        return {**self.delivery.metrics(), **also}
 
     def flush(self, timeout: float | None = None) -> bool:
         limit = self.settings.shutdown_timeout if timeout is None else timeout
@@ -133,6 +139,7 @@ class _Runtime:
     def after_fork(self) -> None:
         self.pid = os.getpid()
         self.capture.after_fork()
+        self.captured.after_fork()
         self.delivery.after_fork()
         self.pipeline.after_fork()
         _flush_at_end_of_worker(self)
@@ -365,6 +372,7 @@ def _delivery(
     pipeline: Pipeline | GlobalPipeline,
     environ: Mapping[str, str],
     resolver: TransactionResolver | None,
+    captured: Captured,
 ) -> QueuedDelivery | DurableDelivery:
     overflow = Overflow(settings.overflow, settings.overflow_timeout)
     heartbeat = _heartbeat(settings)
@@ -373,7 +381,7 @@ def _delivery(
         try:
             return kind(
                 pipeline.lanes,
-                pipeline.emit_to,
+                captured.one_road(pipeline.emit_to, pipeline.lanes),
                 capacity=settings.max_queue_size,
                 home=journal_directory(settings.journal_dir, environ)
                 / service_directory(pipeline.own_resource()),
@@ -392,7 +400,7 @@ def _delivery(
     own = pipeline if isinstance(pipeline, Pipeline) else None
     return QueuedDelivery(
         pipeline.lanes,
-        pipeline.emit,
+        captured.all_roads(pipeline.emit),
         capacity=settings.max_queue_size,
         overflow=overflow,
         gaps=GapLog(),

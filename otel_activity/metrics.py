@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from opentelemetry import metrics as metrics_api
 from opentelemetry.metrics import Observation
@@ -21,21 +21,37 @@ from otel_activity import semconv
 from otel_activity.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from opentelemetry.metrics import CallbackOptions, Meter
 
-    from otel_activity.events import Unit
+    from otel_activity.events import Event, Unit
     from otel_activity.ports import Delivery
 
     Read = Callable[[Mapping[str, Any]], Iterable[tuple[float, Mapping[str, str]]]]
 
-__all__ = ["HISTOGRAMS", "READINGS", "SAMPLE", "Instruments", "MeteredDelivery", "Reading", "instruments"]
+__all__ = [
+    "HISTOGRAMS",
+    "READINGS",
+    "SAMPLE",
+    "Captured",
+    "Instruments",
+    "MeteredDelivery",
+    "Reading",
+    "instruments",
+]
+
+L = TypeVar("L")
 
 SAMPLE: Final = 64
 """One in so many commits is timed: recording costs ten times what it times."""
 
+MOST_TABLES: Final = 1_000
+"""Tables and operations that are counted apart; the rest are counted as the table `_OTHER`."""
+
 _logger: Final = logging.getLogger("otel_activity")
+_ENTITY: Final = "activity.entity."
+_OTHER: Final = "_OTHER"
 _COMPONENT_NAME: Final = "otel.component.name"
 _COMPONENT_TYPE: Final = "otel.component.type"
 _LANE: Final = "otel_activity.delivery.Lane"
@@ -121,6 +137,18 @@ def _most_connections(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping
             yield pool.most, {"db.client.connection.pool.name": pool.name}
 
 
+def _captured(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str]]]:
+    for (namespace, collection, operation), count in found.get("captured", {}).items():
+        yield (
+            count,
+            {
+                semconv.DB_NAMESPACE: namespace,
+                semconv.DB_COLLECTION_NAME: collection,
+                semconv.DB_OPERATION_NAME: operation,
+            },
+        )
+
+
 def component(exporter: str) -> dict[str, str]:
     """The attributes that name the road to one exporter."""
     return {_COMPONENT_TYPE: _LANE, _COMPONENT_NAME: f"otel_activity/{exporter}"}
@@ -156,6 +184,13 @@ READINGS: Final[tuple[Reading, ...]] = (
         "{event}",
         "Events of committed transactions handed to delivery.",
         _whole("released"),
+    ),
+    Reading(
+        "otel_activity.change.captured",
+        "counter",
+        "{row}",
+        "Row changes of committed transactions, by table and operation, counted on the way to the exporters.",
+        _captured,
     ),
     Reading(
         "otel_activity.event.waiting",
@@ -352,6 +387,57 @@ def instruments() -> Instruments:
             meter = metrics_api.NoOpMeter(semconv.SCOPE_NAME)
         _ours = Instruments(meter)
     return _ours
+
+
+class Captured:
+    """Counts row changes by table on their way to the exporters, in the thread that takes them there."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str, str], int] = {}
+
+    def counts(self) -> dict[tuple[str, str, str], int]:
+        """How many, by ``db.namespace``, ``db.collection.name`` and ``db.operation.name``."""
+        return self._counts.copy()
+
+    def after_fork(self) -> None:
+        """In a forked child: the parent's are not ours."""
+        self._counts = {}
+
+    def all_roads(self, emit: Callable[[Event], None]) -> Callable[[Event], None]:
+        """What emits an event to all exporters, and counts."""
+
+        def emitting(event: Event) -> None:
+            emit(event)
+            self._count(event)
+
+        return emitting
+
+    def one_road(
+        self, emit_to: Callable[[L, Event, Mapping[str, Any] | None], None], lanes: Sequence[L]
+    ) -> Callable[[L, Event, Mapping[str, Any] | None], None]:
+        """What emits an event to one exporter, and counts those to the first: each goes to all in turn."""
+        first = lanes[0] if lanes else None
+
+        def emitting(lane: L, event: Event, origin: Mapping[str, Any] | None) -> None:
+            emit_to(lane, event, origin)
+            if lane is first:
+                self._count(event)
+
+        return emitting
+
+    def _count(self, event: Event) -> None:
+        if not event.name.startswith(_ENTITY):
+            return
+        found = event.attributes.get
+        key = (
+            found(semconv.DB_NAMESPACE, ""),
+            found(semconv.DB_COLLECTION_NAME, ""),
+            found(semconv.DB_OPERATION_NAME, ""),
+        )
+        counts = self._counts
+        if key not in counts and len(counts) >= MOST_TABLES:
+            key = ("", _OTHER, key[2])
+        counts[key] = counts.get(key, 0) + 1
 
 
 class MeteredDelivery:

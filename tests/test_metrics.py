@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uuid_utils
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.metrics import MeterProvider
@@ -26,7 +27,7 @@ from otel_activity.capture.pools import Pools
 from otel_activity.delivery import Backoff, Lane
 from otel_activity.delivery.ages import Ages
 from otel_activity.errors import ExportError
-from otel_activity.events import Unit
+from otel_activity.events import Event, Unit
 from otel_activity.metrics import HISTOGRAMS, READINGS, SAMPLE, Instruments, MeteredDelivery
 from otel_activity.postgres import schema
 
@@ -128,6 +129,13 @@ def test_metrics_show_what_the_queue_metrics_say(meters: Meters, postgres_dsn: s
     ]:
         (point,) = points[name]
         assert point.value == expected, name
+    (captured,) = points["otel_activity.change.captured"]
+    assert captured.value == SAMPLE + 1
+    assert captured.attributes == {
+        "db.namespace": engine.url.database,
+        "db.collection.name": "note",
+        "db.operation.name": "INSERT",
+    }
     done = meters.by("otel.sdk.exporter.log.exported", "error.type")
     assert {kind: point.value for kind, point in done.items()} == {None: found["released"], "rejected": 0}
     assert {point.value for point in points["otel_activity.event.dropped"]} == {0}
@@ -147,6 +155,40 @@ def test_metrics_show_what_the_queue_metrics_say(meters: Meters, postgres_dsn: s
     assert otel_activity.shutdown(10)
     left = set(meters.points())
     assert left <= {each.name for each in HISTOGRAMS}
+
+
+def change(table: str, operation: str = "UPDATE", name: str = "activity.entity.updated") -> Event:
+    """An event about a row."""
+    where = {"db.namespace": "shop", "db.collection.name": table, "db.operation.name": operation}
+    return Event(id=str(uuid_utils.uuid7()), name=name, time=0, attributes=where)
+
+
+def test_a_change_counts_once_however_many_exporters_there_are() -> None:
+    """Changes are counted by table on the first road alone; actions are none."""
+    sent: list[str] = []
+    captured = metrics.Captured()
+    lanes = ["postgres", "otlp"]
+    emit_to = captured.one_road(lambda lane, event, origin: sent.append(lane), lanes)
+    for lane in lanes:
+        emit_to(lane, change("orders"), None)
+        emit_to(lane, change("orders"), {"service.name": "a dead process"})
+    emit = captured.all_roads(lambda event: sent.append("all"))
+    emit(change("orders", "DELETE"))
+    emit(change("orders", name="activity.action"))
+    assert captured.counts() == {("shop", "orders", "UPDATE"): 2, ("shop", "orders", "DELETE"): 1}
+    assert sent == ["postgres", "postgres", "otlp", "otlp", "all", "all"]
+    captured.after_fork()
+    assert captured.counts() == {}
+
+
+def test_tables_beyond_the_bound_are_counted_together() -> None:
+    """A schema for each of ten thousand tenants does not become ten thousand series."""
+    captured = metrics.Captured()
+    emit = captured.all_roads(lambda event: None)
+    for number in range(2 * metrics.MOST_TABLES):
+        emit(change(f"t{number}"))
+    assert len(captured.counts()) == metrics.MOST_TABLES + 1
+    assert captured.counts()["", "_OTHER", "UPDATE"] == metrics.MOST_TABLES
 
 
 def test_an_outage_shows(meters: Meters) -> None:

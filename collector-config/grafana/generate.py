@@ -24,6 +24,7 @@ __all__ = ["DASHBOARDS", "generated"]
 
 FOLDER: Final = Path(__file__).parent / "dashboards"
 SERVICES: Final = "label_values(otel_activity_event_released_total, job)"
+DATABASES: Final = "label_values(postgresql_backends, postgresql_database_name)"
 
 
 def overview() -> Dashboard:
@@ -73,6 +74,7 @@ def pipeline() -> Dashboard:
     """Whether everything that was committed gets stored, and what that costs."""
     made = board("pipeline", "Activity: pipeline health", "From COMMIT to the store.", since="now-6h")
     made = made.with_variable(chosen("job", "Service", SERVICES))
+    made = made.with_variable(chosen("database", "Audited database", DATABASES))
     for panel in (
         fact("Lost", "Events lost in this time.", "short", "lost", bad=1),
         fact("Oldest waiting", "Age of the oldest event that waits for an exporter.", "s", "oldest", bad=300),
@@ -152,6 +154,7 @@ def _behind_the_applications(made: Dashboard) -> Dashboard:
         ),
     ):
         made = made.with_panel(curve)
+    made = _audited_databases(made)
     return (
         made.with_row(Row("Store"))
         .with_panel(bars("Stored", "By service.", 12, "pipeline_stored"))
@@ -160,10 +163,68 @@ def _behind_the_applications(made: Dashboard) -> Dashboard:
     )
 
 
+def _audited_databases(made: Dashboard) -> Dashboard:
+    made = made.with_row(Row("Audited databases"))
+    table = "{{postgresql_database_name}} {{postgresql_table_name}}"
+    for curve in (
+        curves(
+            "Blind spots",
+            "Share of the changed rows of an hour that were not captured; an estimate, see docs/alerts.md.",
+            12,
+            "percentunit",
+            blind_spots="{{database}} {{table}}",
+        ),
+        curves(
+            "Rows written and captured",
+            "In the last hour. A table without a captured line is not audited.",
+            12,
+            "short",
+            rows_written="{{database}} {{table}} written",
+            rows_captured="{{database}} {{table}} captured",
+        ),
+        curves(
+            "Rows changed",
+            "Inserted, updated, deleted.",
+            12,
+            "ops",
+            operations="{{postgresql_database_name}} {{operation}}",
+        ),
+        curves(
+            "Cache hit rate",
+            "Blocks found in PostgreSQL's buffer cache.",
+            12,
+            "percentunit",
+            cache_hits="{{postgresql_database_name}}",
+        ),
+        curves(
+            "Transactions",
+            "A second.",
+            12,
+            "ops",
+            commits="{{postgresql_database_name}} committed",
+            rollbacks="{{postgresql_database_name}} rolled back",
+        ),
+        curves("Connections to databases", "Backends.", 12, "short", backends="{{postgresql_database_name}}"),
+        curves("Dead rows", "The ten tables that have most.", 8, "short", dead_rows=table),
+        curves("Sequential scans", "The ten tables that have most.", 8, "ops", sequential_scans=table),
+        curves(
+            "Disk space",
+            "Whole databases, and the rows of the ten largest tables.",
+            8,
+            "bytes",
+            database_sizes="{{postgresql_database_name}}",
+            table_sizes=table,
+        ),
+    ):
+        made = made.with_panel(curve)
+    return made
+
+
 def migration() -> Dashboard:
     """Whether moving off triggers changed what it was meant to change."""
     made = board("migration", "Activity: before and after", "Now, and the same time before a migration.")
     made = made.with_variable(chosen("job", "Service", SERVICES))
+    made = made.with_variable(chosen("database", "Audited database", DATABASES))
     made = made.with_variable(typed("before", "Compare with", "7d"))
     for panel in (
         compared("Requests", "The slowest twentieth.", 12, "s", "request_seconds"),
@@ -172,6 +233,8 @@ def migration() -> Dashboard:
         compared("Errors", "Share of the requests.", 12, "percentunit", "errors"),
         compared("Connections in use", "Shorter transactions need fewer.", 12, "short", "connections_used"),
         compared("Auditing", "What delivery takes of one commit in twenty.", 12, "s", "commit_overhead"),
+        compared("Rows changed", "Triggers write a row of their own for each.", 12, "ops", "rows_changed"),
+        compared("Disk space", "Of the audited databases.", 12, "bytes", "disk_space"),
     ):
         made = made.with_panel(panel)
     return made.with_panel(

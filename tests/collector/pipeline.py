@@ -28,14 +28,14 @@ EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 
 
 class Receiver(Program):
-    """``otel-activity receive`` on a port of its own."""
+    """``otel-activity receive`` on a port of its own; `options` as one would type them."""
 
-    def __init__(self, directory: Path, store: str) -> None:
+    def __init__(self, directory: Path, store: str, *options: str) -> None:
         self.grpc, self.http = reserved_port(), reserved_port()
         super().__init__(
             f"receive-{self.grpc}",
             directory,
-            otel_activity("receive", "--grpc-port", str(self.grpc), "--http-port", str(self.http)),
+            otel_activity("receive", "--grpc-port", str(self.grpc), "--http-port", str(self.http), *options),
             {"OTEL_ACTIVITY_POSTGRES_DSN": store},
             lambda: answers(f"http://127.0.0.1:{self.http}/healthz"),
         )

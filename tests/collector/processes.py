@@ -222,7 +222,7 @@ class Collector(Program):
 
 
 class Prometheus(Program):
-    """Prometheus with ``collector-config/prometheus.yaml``, which here scrapes every second.
+    """Prometheus with ``collector-config/prometheus.yaml`` and its rules, here every second.
 
     Args:
         program: the path of ``prometheus``.
@@ -237,6 +237,8 @@ class Prometheus(Program):
         for usual, actual in ports.items():
             assert f":{usual}" in settings
             settings = settings.replace(f":{usual}", f":{actual}")
+        settings = settings.replace("[prometheus/", f"[{CONFIGURATIONS}/prometheus/")
+        settings = settings.replace("global:\n", "global:\n  evaluation_interval: 1s\n")
         file = directory / "prometheus.yaml"
         file.write_text(settings)
         command = [

@@ -12,6 +12,7 @@ import yaml
 
 from otel_activity.metrics import HISTOGRAMS, READINGS
 from otel_activity.receiver.metrics import ReceiverMetrics
+from otel_activity.receiver.tablestats import STATISTICS
 from tests.support import require_tool
 
 if TYPE_CHECKING:
@@ -35,12 +36,23 @@ OTHERS: Final = {
     # of OpenTelemetry's framework instrumentations
     "http_server_request_duration_seconds_count",
 }
-NAME: Final = re.compile(r"\b(?:otel|activity|http|db|otelcol)_\w+(?=[\s{\[)]|$)")
+NAME: Final = re.compile(r"\b(?:otel|activity|http|db|otelcol|postgresql)_\w+(?=[\s{\[)]|$)")
+RECORDED: Final = re.compile(r"\bactivity(?::\w+)+")
+
+
+def rules() -> list[dict[str, Any]]:
+    """All rules of the file."""
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
 def alerts() -> list[dict[str, Any]]:
     """All alerts of the file."""
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    return [rule for rule in rules() if "alert" in rule]
+
+
+def recorded() -> dict[str, str]:
+    """The expressions of what the file records, by name."""
+    return {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
 
 
 def in_prometheus(name: str, kind: str, unit: str) -> str:
@@ -55,12 +67,15 @@ def ours() -> Iterator[str]:
         yield in_prometheus(reading.name, reading.kind, reading.unit)
     for timing in HISTOGRAMS:
         yield in_prometheus(timing.name, "histogram", timing.unit)
+    yield from (statistic.exposed for statistic in STATISTICS)
     for family, kind in re.findall(r"^# TYPE (\w+) (\w+)$", ReceiverMetrics().text().decode(), re.MULTILINE):
         yield family if kind != "histogram" else f"{family}_bucket"
 
 
 def named(expression: str) -> set[str]:
-    """The metrics that an expression names."""
+    """The metrics that an expression names, itself or by what is recorded."""
+    while RECORDED.search(expression):
+        expression = RECORDED.sub(lambda found: f"({recorded()[found[0]]})", expression)
     grouped = re.sub(r"\b(by|on) \([^)]*\)", "", expression)
     selected = re.sub(r"\{[^}]*\}", "", grouped)
     return set(NAME.findall(selected))
