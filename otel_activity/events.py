@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -239,12 +240,21 @@ class Outlet(NamedTuple):
         system: name of the dialect.
         driver: name of the driver.
         url: of the engine, an `sqlalchemy.URL`.
+        joins: only the connection's own ``commit()`` follows: COMMIT may be sent with what is written.
     """
 
     connection: Any
     system: str
     driver: str
     url: Any
+    joins: bool = False
+
+
+Courier = Callable[[Callable[[], Any]], Any]
+"""Is given what sends the COMMIT, and calls it, whatever it sent before or with it.
+
+Raises `ActivityError` when what it had to write was refused: then nothing was committed.
+"""
 
 
 class Unit:
@@ -252,6 +262,7 @@ class Unit:
 
     __slots__ = (
         "commit",
+        "courier",
         "database",
         "entries",
         "error",
@@ -275,6 +286,8 @@ class Unit:
         """What the database can be asked by, if it can; set before the unit is prepared."""
         self.outlet: Outlet | None = None
         """While the unit is being prepared: its transaction, if that is surely the unit's own."""
+        self.courier: Courier | None = None
+        """Set by a delivery that has left its writing to the COMMIT."""
         self.prepared: Any = None
         """What a delivery that prepares keeps about the unit; nobody else's business."""
 

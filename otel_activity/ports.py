@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otel_activity.events import Event, Outlet, Performed, Proof, ResourceInfo, Unit, Verdict
+    from otel_activity.events import Courier, Event, Outlet, Performed, Proof, ResourceInfo, Unit, Verdict
 
 __all__ = ["ActionSink", "Delivery", "EventExporter", "Outbox", "OutboxReader", "OutboxRow", "Resolver"]
 
@@ -120,8 +120,11 @@ class OutboxReader(Protocol):
 class Outbox(Protocol):
     """Tables in the application's databases that hold events from their own transaction on."""
 
-    def write(self, outlet: Outlet, events: str, resource: str) -> None:
+    def write(self, outlet: Outlet, events: str, resource: str) -> Courier | None:
         """Write events into an open transaction.
+
+        Returns:
+            None when that is done; else what does it together with the COMMIT, in one round trip.
 
         Raises:
             OutboxError: that failed, and so must the transaction.

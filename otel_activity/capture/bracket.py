@@ -176,14 +176,16 @@ class Bracket:
         except Exception:  # noqa: BLE001 - hooks never raise into the application
             internal_error(f"delivery ({getattr(method, '__name__', method)})")
 
-    def _prepare(self, unit: Unit, transaction: Transaction | None = None, raw: Any = None) -> None:
+    def _prepare(
+        self, unit: Unit, transaction: Transaction | None = None, raw: Any = None, *, joins: bool = False
+    ) -> None:
         """Freeze and prepare; only a refusal that the user asked for gets out."""
         try:
             if transaction is not None and transaction.xid is not None and self.proofs is not None:
                 unit.proof = self.proofs.proof(transaction)
             _freeze(unit)
             if transaction is not None and raw is not None:
-                unit.outlet = Outlet(raw, unit.system, transaction.dialect.driver, transaction.url)
+                unit.outlet = Outlet(raw, unit.system, transaction.dialect.driver, transaction.url, joins)
             self.delivery.prepare(unit)
         except ActivityError:
             raise
@@ -294,6 +296,7 @@ class Bracket:
         undo: Callable[[], Any] | None = None,
         *,
         raw: Any,
+        joins: bool = False,
     ) -> Any:
         """Bracket one COMMIT.
 
@@ -303,6 +306,7 @@ class Bracket:
             undo: rolls back; called when delivery refuses, because a COMMIT that was refused must not be
                 made up for by the next one on the same connection.
             raw: the DBAPI connection, for a delivery that writes into the transaction.
+            joins: `send` does nothing but the connection's own ``commit()``.
 
         Raises:
             ActivityError: delivery refused (fail closed); nothing was committed.
@@ -322,11 +326,11 @@ class Bracket:
         unseen = state is drivers.State.ENDED and not untouched
         try:
             # A transaction that is not surely the unit's own must not vouch for it.
-            self._prepare(unit, transaction, None if unseen or doubt is not None else raw)
+            self._prepare(unit, transaction, None if unseen or doubt is not None else raw, joins=joins)
+            result = self._send_prepared(transaction, unit, send)
         except ActivityError:
             self._refused(transaction, unit, undo)
             raise
-        result = self._send_prepared(transaction, unit, send)
         if unseen:
             self._undecided(unit, _UNSEEN)
         elif doubt is not None:
@@ -336,7 +340,7 @@ class Bracket:
         return result
 
     def _refused(self, transaction: Transaction, unit: Unit, undo: Callable[[], Any] | None) -> None:
-        """Delivery refuses the unit before its COMMIT was sent."""
+        """Delivery refuses the unit: its COMMIT was not sent, or not executed."""
         self._forget(transaction)
         self._aborted(unit)
         if undo is not None:
@@ -347,9 +351,12 @@ class Bracket:
 
     def _send_prepared(self, transaction: Transaction, unit: Unit, send: Callable[[], Any]) -> Any:
         """Send the COMMIT or PREPARE of a prepared unit; afterwards the transaction is over."""
+        courier, unit.courier = unit.courier, None
         transaction.inside = True
         try:
-            result = send()
+            result = send() if courier is None else courier(send)
+        except ActivityError:
+            raise
         except BaseException as error:
             self._commit_failed(transaction, unit, error)
             raise

@@ -150,7 +150,8 @@ class DialectHooks:
                 transaction,
                 lambda: original(dialect, connection),
                 lambda: dialect.do_rollback(connection),
-                raw=connection,
+                raw=getattr(connection, "dbapi_connection", connection),  # it may be the pool's proxy
+                joins=True,
             )
 
         return do_commit
@@ -183,9 +184,8 @@ class DialectHooks:
             if transaction is None or transaction.inside or self._sends_nothing(transaction, fairy):
                 return send()
             if name == "commit":
-                return self._bracket.commit(
-                    transaction, send, fairy.dbapi_connection.rollback, raw=fairy.dbapi_connection
-                )
+                raw = fairy.dbapi_connection
+                return self._bracket.commit(transaction, send, raw.rollback, raw=raw, joins=True)
             return self._bracket.abort(transaction, send)
 
         method.__name__ = name

@@ -71,7 +71,7 @@ class StrictDelivery(DurableDelivery):
         try:
             # Whoever reads it from the outbox has the proof: the row is there.
             events = [entry.to_event(unit, Commit.PROVEN) for entry in unit.entries]
-            self._outbox.write(outlet, encode_rows(events), self._about_us())
+            unit.courier = self._outbox.write(outlet, encode_rows(events), self._about_us())
         except ActivityError:
             raise
         except Exception as error:

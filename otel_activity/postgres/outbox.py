@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import closing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from otel_activity.errors import OutboxError
 from otel_activity.ports import OutboxRow
@@ -16,15 +18,16 @@ from otel_activity.postgres.resolver import conninfo_of
 from otel_activity.postgres.statements import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from otel_activity.events import Outlet
+    from otel_activity.events import Courier, Outlet
     from otel_activity.postgres.connection import PatientConnection
 
 __all__ = ["OutboxReader", "PostgresOutbox", "apply_outbox", "outbox_sql"]
 
 _PATIENCE: Final = 30.0
 _MISSING: Final = frozenset({"42P01", "3F000", "42703"})  # table, schema, column
+_OPEN: Final = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _APPLY: Final = "run `otel-activity schema apply --outbox DSN` for this database"
 _GRANT: Final = "grant this role USAGE on the schema, INSERT on the table and USAGE on its sequence"
 
@@ -63,11 +66,12 @@ class PostgresOutbox:
         self._known: dict[Any, str] = {}
         query = statement("outbox_write", schema, resource=sql.SQL("%s"), events=sql.SQL("%s"))
         self._format = query.as_string(None)
+        self._script = f"{self._format}; COMMIT"
         query = statement("outbox_write", schema, resource=sql.SQL("$1"), events=sql.SQL("$2"))
         self._numeric = query.as_string(None)
 
-    def write(self, outlet: Outlet, events: str, resource: str) -> None:
-        """One statement in the application's transaction.
+    def write(self, outlet: Outlet, events: str, resource: str) -> Courier | None:
+        """One statement in the application's transaction; with psycopg in one message with its COMMIT.
 
         Raises:
             OutboxError: it failed, and so must the transaction.
@@ -77,17 +81,33 @@ class PostgresOutbox:
                 f"not committed, because strict delivery needs PostgreSQL, not {outlet.system}; "
                 "use OTEL_ACTIVITY_DELIVERY=durable"
             )
-        query = self._numeric if outlet.driver == "asyncpg" else self._format
-        try:
-            cursor = outlet.connection.cursor()
-            try:
-                cursor.execute(query, (resource, events))
-            finally:
-                cursor.close()
-        except Exception as error:
-            raise OutboxError(self._refusal(error)) from error
         if outlet.url not in self._known:
             self._known[outlet.url] = conninfo_of(outlet.url)
+        if outlet.joins and _takes_scripts(outlet.connection):
+            return partial(self._with_commit, outlet.connection, resource, events)
+        query = self._numeric if outlet.driver == "asyncpg" else self._format
+        try:
+            with closing(outlet.connection.cursor()) as cursor:
+                cursor.execute(query, (resource, events))
+        except Exception as error:
+            raise OutboxError(self._refusal(error)) from error
+        return None
+
+    def _with_commit(
+        self, connection: psycopg.Connection[Any], resource: str, events: str, commit: Callable[[], Any]
+    ) -> Any:
+        """One simple query of two statements: the server executes the second only if the first succeeded.
+
+        Not psycopg's pipeline, whose end waits for the server once more.
+        """
+        try:
+            with psycopg.ClientCursor(connection) as cursor:
+                cursor.execute(self._script, (resource, events))
+        except Exception as error:
+            if connection.info.transaction_status in _OPEN:
+                raise OutboxError(self._refusal(error)) from error
+            raise  # what became of the COMMIT itself
+        return commit()  # psycopg sends nothing: no transaction is open
 
     def _refusal(self, error: Exception) -> str:
         state = _sqlstate(error)
@@ -167,6 +187,22 @@ class OutboxReader:
 
     def _query(self, name: str, parameters: dict[str, Any]) -> list[Any]:
         return self._connection.execute(statement(name, self._schema), parameters).fetchall()
+
+
+def _takes_scripts(connection: Any) -> bool:
+    """Whether the connection is psycopg's own, in a plain transaction that its ``commit()`` would end.
+
+    In a block of ``connection.transaction()`` and in a two-phase transaction ``commit()`` refuses; that is
+    for psycopg to say.
+    """
+    return (
+        isinstance(connection, psycopg.Connection)
+        and not connection.autocommit
+        and connection.info.transaction_status is TransactionStatus.INTRANS
+        and not getattr(connection, "_num_transactions", 1)
+        and getattr(connection, "_tpc", True) is None
+        and connection.info.pipeline_status is PipelineStatus.OFF
+    )
 
 
 def _sqlstate(error: Exception) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -115,6 +116,83 @@ def test_what_is_committed_is_stored_in_order(
     assert otel_activity.flush_queue(PATIENCE)
     assert stored(database) == [CREATED, UPDATED, ("activity.action", "proven")]
     assert outboxed(database) == 0
+
+
+def test_events_travel_with_the_commit(database: str, engines: Callable[..., Engine], tmp_path: Path) -> None:
+    """psycopg sends INSERT and COMMIT in one message: the outbox costs no round trip."""
+    start(database)
+    engine = engines(database)
+    with Session(engine) as session, (tmp_path / "trace").open("wb") as trace:
+        session.add(Task(name="a"))
+        session.flush()
+        raw = session.connection().connection.dbapi_connection
+        assert isinstance(raw, psycopg.Connection)
+        raw.pgconn.trace(trace.fileno())
+        session.commit()
+        raw.pgconn.untrace()
+    messages = (tmp_path / "trace").read_text()
+    assert messages.count("\tF\t") == 1
+    assert "; COMMIT" in messages
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == [CREATED]
+
+
+def test_an_error_of_the_commit_itself_is_the_applications(
+    database: str, engines: Callable[..., Engine]
+) -> None:
+    """A deferred constraint fails the COMMIT: the program sees its own error, and nothing is stored."""
+    engine = engines(database)
+    with engine.begin() as connection:
+        connection.execute(
+            text("ALTER TABLE task ADD CONSTRAINT one UNIQUE (name) DEFERRABLE INITIALLY DEFERRED")
+        )
+    start(database)
+    with Session(engine) as session:
+        session.add_all([Task(name="same"), Task(name="same")])
+        with pytest.raises(IntegrityError):
+            session.commit()
+        session.rollback()
+        session.add(Task(name="other"))
+        session.commit()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == [CREATED]
+    assert column(database, "SELECT name FROM task") == ["other"]
+
+
+def test_a_connection_that_dies_in_the_commit_is_no_refusal(
+    database: str, engines: Callable[..., Engine]
+) -> None:
+    """The program sees that its connection is lost, and the outbox decides what happened."""
+    engine = engines(database)
+    start(database)
+    with Session(engine) as session:
+        session.add(Task(name="a"))
+        session.flush()
+        pid = session.connection().connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+        column(database, f"SELECT pg_terminate_backend({pid}, 5000)")
+        with pytest.raises(OperationalError):
+            session.commit()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == []
+    assert column(database, "SELECT name FROM task") == []
+
+
+def test_a_commit_that_psycopg_forbids_commits_nothing(database: str, engines: Callable[..., Engine]) -> None:
+    """Inside a block of `connection.transaction()`, psycopg refuses to commit, and so nothing is sent."""
+    engine = engines(database)
+    start(database)
+    with Session(engine) as session:
+        raw = session.connection().connection.dbapi_connection
+        assert isinstance(raw, psycopg.Connection)
+        with raw.transaction(force_rollback=True):
+            session.add(Task(name="a"))
+            with pytest.raises(ProgrammingError):
+                session.commit()
+        session.rollback()
+    assert otel_activity.flush_queue(PATIENCE)
+    # Its end was not seen, so nobody vouches for it.
+    assert stored(database) == [("activity.entity.created", "unknown")]
+    assert column(database, "SELECT name FROM task") == []
 
 
 def test_asyncpg_writes_its_outbox(database: str, engines: Callable[..., Engine]) -> None:
