@@ -76,6 +76,8 @@ def _no_limits() -> LogRecordLimits:
     )
 
 
+_BATCHES_AHEAD: Final = 3
+"""One that is being exported, the next, and one that comes in meanwhile."""
 _MOST_ORIGINS: Final = 64
 """Dead processes whose resource is kept at once."""
 
@@ -83,19 +85,22 @@ _MOST_ORIGINS: Final = 64
 class _LogRecord(logs_api.LogRecord):
     """A log record that still is the event; attributes are put together when an exporter asks."""
 
+    body = None
+    exception = None
+
     def __init__(self, event: Event) -> None:
         # The parent's constructor would look up the current span: the event knows its own.
         self.event = event
-        self.timestamp = event.time
-        self.observed_timestamp = event.observed
-        self.trace_id = event.trace_id
-        self.span_id = event.span_id
-        self.trace_flags = _FLAGS[event.trace_flags]
-        self.severity_number = _SEVERITY[event.severity]
-        self.severity_text = self.severity_number.name
-        self.body = None
-        self.event_name = event.name
-        self.exception = None
+
+    # What no exporter of ours asks for costs nothing until somebody else does.
+    timestamp = property(lambda self: self.event.time)
+    observed_timestamp = property(lambda self: self.event.observed)
+    trace_id = property(lambda self: self.event.trace_id)
+    span_id = property(lambda self: self.event.span_id)
+    trace_flags = property(lambda self: _FLAGS[self.event.trace_flags])
+    severity_number = property(lambda self: _SEVERITY[self.event.severity])
+    severity_text = property(lambda self: self.severity_number.name)
+    event_name = property(lambda self: self.event.name)
 
     @property
     def context(self) -> Any:
@@ -495,6 +500,7 @@ class Pipeline:
     ) -> None:
         """Add a road out: an exporter of ours, or one of the SDK and what builds it anew after a fork."""
         lane = Lane(name, self._batch["max_queue_size"])
+        lane.ahead = min(lane.capacity, _BATCHES_AHEAD * self._batch["max_export_batch_size"])
         adapted: LogRecordExporter
         if isinstance(exporter, LogRecordExporter):
             adapted = _KeepTrying(exporter, lane, renew)

@@ -395,9 +395,10 @@ class DurableDelivery(Feeder):
     def _pump(self) -> None:
         super()._pump()
         for road in self._roads:
-            if road.todo and road.lane.clogged and not self._closed:
+            limit = road.limit
+            if road.todo and road.lane.holds(limit) and not self._closed:
                 # It works and is full: the next look comes as soon as there is room.
-                road.lane.wait_for_room(TICK)
+                road.lane.wait_for_room(TICK, limit)
                 self._wake.set()
 
     def _take_in(self) -> None:
@@ -422,7 +423,7 @@ class DurableDelivery(Feeder):
         while road.todo and not self._expired():
             held = road.todo[0]
             if road.events is None:
-                if lane.pending >= lane.capacity:
+                if lane.pending >= road.limit:
                     break
                 road.events = self._decided_events(held)
                 road.at = road.gone = 0

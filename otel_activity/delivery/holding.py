@@ -66,6 +66,34 @@ class _Prepared(msgspec.Struct, array_like=True):
     proof: Proof | None = None
 
 
+class _Stored(msgspec.Struct, gc=False):
+    """An `Event` as it is written, its attributes not read yet."""
+
+    id: str
+    name: str
+    time: int
+    attributes: msgspec.Raw
+    observed: int
+    severity: int
+    trace_id: int
+    span_id: int
+    trace_flags: int
+
+
+class _ReadBack(msgspec.Struct, array_like=True):
+    """As `_Prepared`."""
+
+    events: list[_Stored]
+    traces: list[str] | None = None
+    proof: Proof | None = None
+
+
+class _Changes(msgspec.Struct, gc=False):
+    """Of an event's attributes what changed."""
+
+    changes: msgspec.Raw | msgspec.UnsetType = msgspec.field(name=semconv.CHANGES, default=msgspec.UNSET)
+
+
 class _Released(msgspec.Struct, array_like=True):
     """A release: the fate, why it is not known, and how many events go out if not all do."""
 
@@ -77,11 +105,14 @@ class _Released(msgspec.Struct, array_like=True):
 _REPORTED: Final = Commit.REPORTED.value
 # JSON, because an event's changes are JSON text already and go in as they are.
 _encode = msgspec.json.Encoder().encode
-_decode_unit = msgspec.json.Decoder(_Prepared).decode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_unit = msgspec.json.Decoder(_ReadBack).decode
+_decode_changes = msgspec.json.Decoder(_Changes).decode
 _decode_release = msgspec.json.Decoder(_Released).decode
 _decode_cursors = msgspec.json.Decoder(dict[str, int]).decode
 
 
+_CHANGES_KEY: Final = f'"{semconv.CHANGES}":'.encode()
 _RELEASED_REPORTED: Final = _encode(_Released(_REPORTED))
 
 
@@ -111,9 +142,38 @@ def decode_unit(payload: bytes) -> tuple[list[Event], Proof | None]:
         ValueError: the payload is none.
     """
     unit = _decode_unit(memoryview(payload)[_COUNT.size :])
-    for event, trace in zip(unit.events, unit.traces or (), strict=False):
+    events = [_event(stored) for stored in unit.events]
+    for event, trace in zip(events, unit.traces or (), strict=False):
         event.trace_id = int(trace, 16)
-    return unit.events, unit.proof
+    return events, unit.proof
+
+
+def _event(stored: _Stored) -> Event:
+    return Event(
+        id=stored.id,
+        name=stored.name,
+        time=stored.time,
+        attributes=_attributes(bytes(stored.attributes)),
+        observed=stored.observed,
+        severity=stored.severity,
+        trace_id=stored.trace_id,
+        span_id=stored.span_id,
+        trace_flags=stored.trace_flags,
+    )
+
+
+def _attributes(text: bytes) -> dict[str, Any]:
+    """Attributes from their JSON. What changed stays JSON, as it was before: see `events.packed`."""
+    start = text.find(_CHANGES_KEY) + len(_CHANGES_KEY)
+    # Within a text the quotes would be escaped: this is a key. There is one, and so it is ours or in a value.
+    if start >= len(_CHANGES_KEY) and text.find(_CHANGES_KEY, start) < 0:
+        found = _decode_changes(text).changes
+        changes = b"" if found is msgspec.UNSET else bytes(found)
+        if changes and text.startswith(changes, start):
+            attributes = _decode(b"%bnull%b" % (text[:start], text[start + len(changes) :]))
+            attributes[semconv.CHANGES] = msgspec.Raw(changes)
+            return attributes
+    return _decode(text)
 
 
 def encode_release(held: Held) -> bytes:
@@ -160,7 +220,7 @@ def _failed(event: Event) -> Event:
     return event
 
 
-class Held(msgspec.Struct, eq=False):
+class Held(msgspec.Struct, eq=False, gc=False):
     """One unit from prepare until every exporter has confirmed it.
 
     Attributes:
@@ -285,6 +345,12 @@ class Road:
         self.gone = 0
         self._taken: deque[tuple[int, Held]] = deque()
         self._fed = 0
+
+    @property
+    def limit(self) -> int:
+        """Events on the way from which on the next unit waits; one in the journal is not read too early."""
+        next_up = self.todo[0] if self.todo and self.events is None else None
+        return self.lane.ahead if next_up is not None and next_up.events is None else self.lane.capacity
 
     def took(self, held: Held) -> None:
         """The lane has taken the first unit whole."""

@@ -47,6 +47,8 @@ _SUFFIX: Final = ".seg"
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LARGEST_SEGMENT: Final = 8 << 20
 """Large enough that a new file is rare, small enough to be read whole when it is adopted."""
+_WINDOW: Final = 1 << 17
+"""Bytes that are read at once."""
 _WAIT: Final = 0.05
 """Seconds that background work waits for the lock: its holder may be a request that a signal handler
 interrupted, and that handler may be waiting for the background."""
@@ -206,6 +208,7 @@ class Journal:
         self._retired: list[int] = []
         self._reading = threading.Lock()
         self._reader: tuple[int, int] | None = None
+        self._seen: tuple[int, int, bytes] | None = None
         self._busy = False
 
     @classmethod
@@ -455,25 +458,38 @@ class Journal:
             OSError: the segment cannot be read.
         """
         with self._reading:
-            data = self._read(place)
-        record = parse(data, 0)
+            data, start = self._window(place)
+        record = parse(data, place.offset - start)
         return record.payload if record is not None and record.number == place.number else None
 
-    def _read(self, place: Place) -> bytes:
-        if self._reader is None or self._reader[0] != place.segment:
+    def _window(self, place: Place) -> tuple[bytes, int]:
+        """Bytes of the segment that hold the record, and where they begin."""
+        seen = self._seen
+        if seen is not None and seen[0] == place.segment:
+            _, start, data = seen
+            if start <= place.offset and place.offset + place.length <= start + len(data):
+                return data, start
+        # What stands behind it is likely to be read next. Each call of the system offers the interpreter to
+        # other threads, and waiting to get it back takes longer than reading a hundred records.
+        data = self._read(place.segment, place.offset, max(place.length, _WINDOW))
+        self._seen = (place.segment, place.offset, data)
+        return data, place.offset
+
+    def _read(self, segment: int, offset: int, length: int) -> bytes:
+        if self._reader is None or self._reader[0] != segment:
             self._close_reader()
             flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-            self._reader = (place.segment, os.open(self._file(place.segment), flags))
+            self._reader = (segment, os.open(self._file(segment), flags))
         descriptor = self._reader[1]
-        os.lseek(descriptor, place.offset, os.SEEK_SET)
+        os.lseek(descriptor, offset, os.SEEK_SET)
         chunks = []
-        left = place.length
-        while left and (chunk := os.read(descriptor, left)):
+        while length and (chunk := os.read(descriptor, length)):
             chunks.append(chunk)
-            left -= len(chunk)
+            length -= len(chunk)
         return b"".join(chunks)
 
     def _close_reader(self) -> None:
+        self._seen = None
         if self._reader is not None:
             os.close(self._reader[1])
             self._reader = None

@@ -48,6 +48,8 @@ class Lane:
     Attributes:
         name: of the exporter, for messages.
         capacity: most events on the way at once; the size of the processor's queue.
+        ahead: events on the way that suffice to keep the exporter busy; what would have to be fetched first
+            is left where it is while there are so many.
         confirmed: events that the exporter confirmed.
         dropped: events lost because the lane was full, that were rejected, or that were left at shutdown.
         rejected: those of them that the receiver will never take.
@@ -63,7 +65,7 @@ class Lane:
 
     def __init__(self, name: str, capacity: int, *, backoff: Backoff | None = None) -> None:
         self.name = name
-        self.capacity = capacity
+        self.capacity = self.ahead = capacity
         self.confirmed = 0
         self.dropped = self.rejected = self.quarantined = 0
         self.retries = 0
@@ -115,15 +117,25 @@ class Lane:
     @property
     def clogged(self) -> bool:
         """Whether it is full and the exporter works, so that waiting for room makes sense."""
-        if self.pending < self.capacity or self.trouble is not None or self._stop.is_set():
+        return self.holds(self.capacity)
+
+    def holds(self, limit: int) -> bool:
+        """Whether `limit` events are on the way and the exporter works, so that there will be fewer."""
+        if self.pending < limit or self.trouble is not None or self._stop.is_set():
             return False
         since = self._since
         return since is None or time.monotonic() - since < _PATIENCE
 
-    def wait_for_room(self, timeout: float) -> None:
-        """Wait while the lane is full and the exporter works; a stuck exporter is not waited for."""
+    def wait_for_room(self, timeout: float, limit: int | None = None) -> None:
+        """Wait while the lane is full and the exporter works; a stuck exporter is not waited for.
+
+        Args:
+            timeout: seconds.
+            limit: events from which on it counts as full; its capacity by default.
+        """
+        full = self.capacity if limit is None else limit
         with self._changed:
-            self._changed.wait_for(lambda: not self.clogged, timeout)
+            self._changed.wait_for(lambda: not self.holds(full), timeout)
 
     def wait_for_mark(self, mark: int, timeout: float) -> bool:
         """Whether the first `mark` events that entered have left within `timeout` seconds."""

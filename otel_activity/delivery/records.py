@@ -38,7 +38,11 @@ _CRC: Final = struct.Struct("<I")
 RECORD_SIZE: Final = len(_MARKER) + _CRC.size + _FIELDS.size
 _FIELDS_AT: Final = len(_MARKER) + _CRC.size
 
+_HEAD: Final = struct.Struct("<4sIIQB")
+"""All of it: marker, CRC-32, and the fields."""
+
 _crc32 = zlib.crc32
+_new = tuple.__new__
 
 
 class Record(NamedTuple):
@@ -91,17 +95,17 @@ def frame(number: int, kind: int, payload: bytes, payload_crc: int) -> bytes:
 
 def parse(data: bytes, at: int) -> Record | None:
     """The record that begins at `at`; None when there is no whole and intact one."""
-    if data[at : at + len(_MARKER)] != _MARKER or at + RECORD_SIZE > len(data):
+    start = at + RECORD_SIZE
+    if start > len(data):
         return None
-    length, number, kind = _FIELDS.unpack_from(data, at + _FIELDS_AT)
-    end = at + RECORD_SIZE + length
-    if end > len(data):
+    marker, crc, length, number, kind = _HEAD.unpack_from(data, at)
+    end = start + length
+    if marker != _MARKER or end > len(data):
         return None
-    payload = data[at + RECORD_SIZE : end]
-    (crc,) = _CRC.unpack_from(data, at + len(_MARKER))
-    if crc != _crc32(data[at + _FIELDS_AT : at + RECORD_SIZE], _crc32(payload)):
+    payload = data[start:end]
+    if crc != _crc32(data[at + _FIELDS_AT : start], _crc32(payload)):
         return None
-    return Record(number, kind, payload, at, end)
+    return _new(Record, (number, kind, payload, at, end))
 
 
 def scan(data: bytes, start: int = HEADER_SIZE) -> Iterator[Record | Damage]:
