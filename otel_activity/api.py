@@ -32,7 +32,7 @@ from otel_activity.delivery import (
 )
 from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailable
 from otel_activity.frameworks import WebHooks
-from otel_activity.metrics import Captured, MeteredDelivery, instruments
+from otel_activity.metrics import Captured, MeteredDelivery, anybody_reads, instruments
 from otel_activity.redaction import Redactor
 from otel_activity.settings import Settings
 from otel_activity.telemetry import (
@@ -88,6 +88,7 @@ class _Runtime:
             fetch_before=settings.fetch_before,
             value_length_limit=settings.value_length_limit,
             proofs=_proofs(self.delivery, resolver),
+            timings=self.metrics if settings.database_metrics and anybody_reads(environ) else None,
         )
         self.web = WebHooks(settings, self.flush, self.capture.actions, redactor.scrub_attributes)
         self.signals = _TermHandler(self.delivery.leave, self.flush, self.abandon)

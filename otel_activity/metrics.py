@@ -38,6 +38,7 @@ __all__ = [
     "Instruments",
     "MeteredDelivery",
     "Reading",
+    "anybody_reads",
     "instruments",
 ]
 
@@ -52,6 +53,7 @@ MOST_TABLES: Final = 1_000
 _logger: Final = logging.getLogger("otel_activity")
 _ENTITY: Final = "activity.entity."
 _OTHER: Final = "_OTHER"
+_POOL_NAME: Final = "db.client.connection.pool.name"
 _COMPONENT_NAME: Final = "otel.component.name"
 _COMPONENT_TYPE: Final = "otel.component.type"
 _LANE: Final = "otel_activity.delivery.Lane"
@@ -126,7 +128,7 @@ def _failing(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str
 
 def _connections(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str]]]:
     for pool in found.get("pools", ()):
-        named = {"db.client.connection.pool.name": pool.name}
+        named = {_POOL_NAME: pool.name}
         yield pool.used, {**named, "db.client.connection.state": "used"}
         yield pool.idle, {**named, "db.client.connection.state": "idle"}
 
@@ -134,7 +136,7 @@ def _connections(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str,
 def _most_connections(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str]]]:
     for pool in found.get("pools", ()):
         if pool.most is not None:
-            yield pool.most, {"db.client.connection.pool.name": pool.name}
+            yield pool.most, {_POOL_NAME: pool.name}
 
 
 def _captured(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str]]]:
@@ -307,7 +309,19 @@ COMMIT_OVERHEAD: Final = Timing(
     f"in {SAMPLE} is timed.",
     (0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.1, 1),
 )
-HISTOGRAMS: Final = (EXPORT_DURATION, COMMIT_OVERHEAD)
+OPERATION_DURATION: Final = Timing(
+    "db.client.operation.duration",
+    "s",
+    "Duration of one statement, with error.type when it failed; with OTEL_ACTIVITY_DATABASE_METRICS.",
+    (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10),
+)
+WAIT_TIME: Final = Timing(
+    "db.client.connection.wait_time",
+    "s",
+    "Time until a pool gave out a connection, or failed to; with OTEL_ACTIVITY_DATABASE_METRICS.",
+    (0.000_1, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30),
+)
+HISTOGRAMS: Final = (EXPORT_DURATION, COMMIT_OVERHEAD, OPERATION_DURATION, WAIT_TIME)
 
 
 class Instruments:
@@ -328,7 +342,7 @@ class Instruments:
             create[reading.kind](
                 reading.name, [partial(self._observe, reading)], reading.unit, reading.description
             )
-        self._export, self._commit = (
+        self._export, self._commit, self._operation, self._wait = (
             meter.create_histogram(
                 timing.name,
                 timing.unit,
@@ -368,6 +382,14 @@ class Instruments:
     def committing(self, step: str, seconds: float) -> None:
         """Delivery took so long of a request; in its own context, so that an exemplar leads to its trace."""
         self._commit.record(seconds, {"otel_activity.step": step})
+
+    def operation(self, seconds: float, attributes: Mapping[str, str]) -> None:
+        """A statement took so long; in its own context, as above."""
+        self._operation.record(seconds, attributes)
+
+    def connection_wait(self, seconds: float, pool: str) -> None:
+        """A pool took so long to give out a connection."""
+        self._wait.record(seconds, {_POOL_NAME: pool})
 
 
 _ours: Instruments | None = None
@@ -438,6 +460,16 @@ class Captured:
         if key not in counts and len(counts) >= MOST_TABLES:
             key = ("", _OTHER, key[2])
         counts[key] = counts.get(key, 0) + 1
+
+
+def anybody_reads(environ: Mapping[str, str]) -> bool:
+    """Whether what is recorded may reach somebody; a provider may also be set later."""
+    if environ.get("OTEL_METRICS_EXPORTER", "").strip().lower() == "none":
+        return False
+    try:
+        return not isinstance(metrics_api.get_meter_provider(), metrics_api.NoOpMeterProvider)
+    except Exception:  # noqa: BLE001 - a typo in OTEL_PYTHON_METER_PROVIDER, see above
+        return False
 
 
 class MeteredDelivery:

@@ -478,6 +478,13 @@ FIELDS: Final[tuple[Field, ...]] = (
         "(one SELECT by primary key for each such row).",
     ),
     Field(
+        "database_metrics",
+        "OTEL_ACTIVITY_DATABASE_METRICS",
+        _boolean,
+        "Record how long each statement takes, and how long one waits for a connection, as OpenTelemetry "
+        "metrics.",
+    ),
+    Field(
         "value_length_limit",
         "OTEL_ACTIVITY_VALUE_LENGTH_LIMIT",
         _integer(64, 1 << 24),
@@ -552,6 +559,7 @@ class Settings:
     session_cookie: str | None = None
     requests: tuple[str, ...] = ()
     fetch_before: bool = False
+    database_metrics: bool = False
     value_length_limit: int = 65_536
     schedule_delay: int = 1_000
     max_queue_size: int = 65_536

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import re
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 import uuid_utils
 from hypothesis import given
@@ -17,13 +20,18 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.semconv._incubating.metrics import db_metrics, otel_metrics
-from sqlalchemy import Column, Integer, MetaData, Table, create_engine
-from sqlalchemy.orm import Session, registry
+from opentelemetry.semconv.metrics import db_metrics as stable_db_metrics
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, text
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry
 from sqlalchemy.pool import NullPool, QueuePool
 
 import otel_activity
 from otel_activity import metrics
 from otel_activity.capture.pools import Pools
+from otel_activity.capture.timing import timed
 from otel_activity.delivery import Backoff, Lane
 from otel_activity.delivery.ages import Ages
 from otel_activity.errors import ExportError
@@ -32,7 +40,7 @@ from otel_activity.metrics import HISTOGRAMS, READINGS, SAMPLE, Instruments, Met
 from otel_activity.postgres import schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
 
@@ -82,7 +90,7 @@ def test_every_instrument_is_documented_as_it_is() -> None:
 def test_names_of_the_conventions_are_used_as_they_define_them() -> None:
     """A name that is not ours exists in the semantic conventions, with that kind of instrument and unit."""
     defined = {}
-    for module in (otel_metrics, db_metrics):
+    for module in (otel_metrics, db_metrics, stable_db_metrics):
         source = Path(str(module.__file__)).read_text()
         for name, kind, unit in re.findall(
             r'Final = "([\w.]+)"\n"""\n.*?Instrument: (\w+)\nUnit: (\S+)', source, re.DOTALL
@@ -91,7 +99,7 @@ def test_names_of_the_conventions_are_used_as_they_define_them() -> None:
     used = {each.name: (each.kind, each.unit) for each in READINGS}
     used |= {each.name: ("histogram", each.unit) for each in HISTOGRAMS}
     standard = {name: used[name] for name in used if not name.startswith("otel_activity.")}
-    assert len(standard) == 6
+    assert len(standard) == 8
     assert standard == {name: defined[name] for name in standard}
 
 
@@ -278,6 +286,129 @@ def test_a_slow_commit_leads_to_its_trace(meters: Meters) -> None:
         assert point.count == 1
         (exemplar,) = point.exemplars
         assert exemplar.trace_id == span.get_span_context().trace_id
+
+
+class Thing(DeclarativeBase):
+    """A base, and a table to write to."""
+
+
+class Part(Thing):
+    """One row."""
+
+    __tablename__ = "part"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(unique=True)
+
+
+async def use_async(url: str) -> None:
+    """One SELECT through asyncpg."""
+    engine = create_async_engine(url)
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+    await engine.dispose()
+
+
+def test_statements_are_timed_where_that_is_wanted(meters: Meters, postgres_dsn: str) -> None:
+    """Statements have durations by operation, sync and async; exemplars lead to trace and events."""
+    schema.apply(postgres_dsn)
+    engine = create_engine(postgres_dsn.replace("postgresql://", "postgresql+psycopg://"))
+    Thing.metadata.create_all(engine)
+    assert otel_activity.instrument(postgres_dsn=postgres_dsn, schedule_delay=20, database_metrics=True)
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    with tracer.start_as_current_span("request") as span, Session(engine) as session:
+        session.add(Part(id=1, name="wheel"))
+        session.commit()
+        session.execute(text("  select 1"))
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE part SET name = :n WHERE id = :i"), [{"n": "x", "i": i} for i in (7, 8)]
+        )
+    with engine.connect() as connection, pytest.raises(IntegrityError):
+        connection.execute(text("INSERT INTO part VALUES (1, 'twice')"))
+    asyncio.run(use_async(postgres_dsn.replace("postgresql://", "postgresql+asyncpg://")))
+    points = meters.points()
+    found = {}
+    for point in points["db.client.operation.duration"]:
+        attributes = dict(point.attributes)
+        assert attributes.pop("db.system.name") == "postgresql"
+        assert attributes.pop("db.namespace") == engine.url.database
+        found[attributes["db.operation.name"], attributes.get("error.type")] = point
+        assert set(attributes) <= {"db.operation.name", "error.type"}
+    assert found["INSERT", None].count == 1
+    assert found["INSERT", "23505"].count == 1
+    assert found["BATCH UPDATE", None].count == 1
+    assert found["SELECT", None].count >= 2
+    assert found["INSERT", None].exemplars[0].trace_id == span.get_span_context().trace_id
+    waits = meters.by("db.client.connection.wait_time", "db.client.connection.pool.name")
+    assert sum(point.count for point in waits.values()) == 5  # the session's commit gives its back
+    assert otel_activity.flush_queue(20)
+    with psycopg.connect(postgres_dsn) as connection:
+        traces = connection.execute(
+            "SELECT trace_id FROM activity.events WHERE entity_type = 'Part'"
+        ).fetchall()
+    assert [int(str(trace).replace("-", ""), 16) for (trace,) in traces] == [span.get_span_context().trace_id]
+    engine.dispose()
+
+
+class Recorded:
+    """Remembers what was timed."""
+
+    def __init__(self) -> None:
+        self.operations: list[dict[str, str]] = []
+
+    def operation(self, seconds: float, attributes: Mapping[str, str]) -> None:
+        assert seconds >= 0
+        self.operations.append(dict(attributes))
+
+    def connection_wait(self, seconds: float, pool: str) -> None:
+        raise ValueError("not what this test is about")
+
+
+def test_a_dialect_that_calls_its_parent_is_timed_once() -> None:
+    """Whatever a statement begins with and however many methods it goes through, it is one operation."""
+    recorded = Recorded()
+
+    class Parent:
+        name = "postgresql"
+
+        def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> str:
+            return statement
+
+    class Child(Parent):
+        def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> str:
+            return super().do_execute(cursor, statement, parameters, context=context)
+
+    engine = create_engine("postgresql+psycopg:///shop")
+    context = SimpleNamespace(
+        root_connection=SimpleNamespace(engine=engine), isinsert=False, isupdate=False, isdelete=False
+    )
+    for cls in (Parent, Child):
+        cls.do_execute = timed(cls.do_execute, recorded)  # type: ignore[method-assign]
+    for statement in ("select 1", " Vacuum part", "/* x */ SELECT 1", "hunter2"):
+        assert Child().do_execute(None, statement, (), context) == statement
+    assert Child().do_execute(None, "SELECT 2", ()) == "SELECT 2"  # not a statement of an application
+    where = {"db.system.name": "postgresql", "db.namespace": "shop"}
+    vacuum, select = ({**where, "db.operation.name": name} for name in ("VACUUM", "SELECT"))
+    assert recorded.operations == [select, vacuum, where, where]
+
+
+def test_nothing_is_in_the_way_of_statements_when_they_are_not_timed(
+    meters: Meters, postgres_dsn: str
+) -> None:
+    """By default, and with OTEL_METRICS_EXPORTER=none, no clock is installed; afterwards none is left."""
+    schema.apply(postgres_dsn)
+    before = (Engine.raw_connection, DefaultDialect.do_execute)
+    engine = create_engine(postgres_dsn.replace("postgresql://", "postgresql+psycopg://"))
+    for settings, wanted in (({}, False), ({"database_metrics": True}, True)):
+        assert otel_activity.instrument(postgres_dsn=postgres_dsn, **settings)
+        assert (Engine.raw_connection is not before[0]) is wanted
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        assert ("db.client.operation.duration" in meters.points()) is wanted
+        otel_activity.shutdown(10)
+        assert (Engine.raw_connection, DefaultDialect.do_execute) == before
+    assert not metrics.anybody_reads({"OTEL_METRICS_EXPORTER": "none"})
+    engine.dispose()
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 3), st.integers(0, 3)), max_size=60))

@@ -120,6 +120,21 @@ def pipeline() -> Dashboard:
         curves("Journals", "Bytes on disk.", 6, "bytes", journal_bytes="{{job}}"),
         curves("Unconfirmed", "Transactions in the journals.", 6, "short", journal_units="{{job}}"),
         curves(
+            "Requests",
+            "The slowest twentieth. Exemplars are traces: otel-activity search --trace shows their events.",
+            12,
+            "s",
+            http_seconds="{{http_request_method}} {{http_route}}",
+        ),
+        curves(
+            "Statements and waits",
+            "The slowest twentieth, with OTEL_ACTIVITY_DATABASE_METRICS.",
+            12,
+            "s",
+            operation_seconds="{{db_namespace}} {{db_operation_name}}",
+            wait_seconds="waiting for {{db_client_connection_pool_name}}",
+        ),
+        curves(
             "Connections",
             "Of the applications' own pools.",
             24,

@@ -12,8 +12,10 @@ from otel_activity.capture.mapper import MapperHooks
 from otel_activity.capture.plan import Planner
 from otel_activity.capture.pools import Pools, PoolUsage
 from otel_activity.capture.proof import ProofReader
+from otel_activity.capture.timing import WaitHooks
 
 if TYPE_CHECKING:
+    from otel_activity.capture.timing import Timings
     from otel_activity.ports import Delivery
 
 __all__ = ["PoolUsage", "ProofReader", "SQLAlchemyCapture", "check"]
@@ -32,6 +34,7 @@ class SQLAlchemyCapture:
         fetch_before: read unknown before-values from the database.
         value_length_limit: longest value kept whole.
         proofs: reads the databases' own ids of transactions; None for no proofs.
+        timings: is told how long statements take; None when nobody wants to know.
     """
 
     def __init__(
@@ -44,12 +47,14 @@ class SQLAlchemyCapture:
         fetch_before: bool = False,
         value_length_limit: int = 65_536,
         proofs: ProofReader | None = None,
+        timings: Timings | None = None,
     ) -> None:
         planner = Planner(redactor=redactor, include=include, exclude=exclude, limit=value_length_limit)
         self._bracket = Bracket(delivery, proofs)
         self._parts: tuple[Any, ...] = (
             *(() if proofs is None else (proofs,)),
-            DialectHooks(self._bracket),
+            DialectHooks(self._bracket, timings),
+            *(() if timings is None else (WaitHooks(timings),)),
             MapperHooks(self._bracket, planner, fetch_before=fetch_before),
             InternalHooks(self._bracket, planner, fetch_before=fetch_before),
         )

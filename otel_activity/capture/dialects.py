@@ -15,11 +15,13 @@ from sqlalchemy.pool import base as pool_base
 
 from otel_activity.capture import drivers
 from otel_activity.capture.statements import StatementHooks, global_key
+from otel_activity.capture.timing import timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from otel_activity.capture.bracket import Bracket
+    from otel_activity.capture.timing import Timings
 
 __all__ = ["DialectHooks"]
 
@@ -27,8 +29,9 @@ __all__ = ["DialectHooks"]
 class DialectHooks:
     """Wraps dialect classes and the pool's proxy; `uninstall` restores them to the attribute."""
 
-    def __init__(self, bracket: Bracket) -> None:
+    def __init__(self, bracket: Bracket, timings: Timings | None = None) -> None:
         self._bracket = bracket
+        self._timings = timings
         self._statements = StatementHooks(bracket)
         self._patched: list[tuple[type, str, Any, Any]] = []
         self._classes: set[type] = set()
@@ -108,10 +111,15 @@ class DialectHooks:
             "do_prepare_twophase": self._wrap_prepare_twophase,
             "do_commit_twophase": self._wrap_commit_twophase,
             "do_rollback_twophase": self._wrap_rollback_twophase,
-            "do_execute": self._statements.wrap_execute,
-            "do_executemany": self._statements.wrap_execute,
-            "do_execute_no_params": self._statements.wrap_execute_no_params,
+            "do_execute": self._wrap_execute(self._statements.wrap_execute),
+            "do_executemany": self._wrap_execute(self._statements.wrap_execute),
+            "do_execute_no_params": self._wrap_execute(self._statements.wrap_execute_no_params),
         }
+
+    def _wrap_execute(self, guard: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """The guard, and inside it the clock if somebody wants to know."""
+        timings = self._timings
+        return guard if timings is None else lambda original: guard(timed(original, timings))
 
     def _subclass_hook(self) -> Any:
         """Sees each dialect class when it is defined.

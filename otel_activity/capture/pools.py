@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
-__all__ = ["PoolUsage", "Pools"]
+__all__ = ["PoolUsage", "Pools", "pool_name"]
 
 
 class PoolUsage(NamedTuple):
@@ -36,7 +36,7 @@ class Pools:
         key = id(pool)
         if key not in self._known:
             gone = weakref.ref(pool, lambda _: self._known.pop(key, None))
-            self._known[key] = (gone, _name(engine))
+            self._known[key] = (gone, pool_name(engine))
 
     def usage(self) -> list[PoolUsage]:
         """Each pool that counts its connections; those of one name added up."""
@@ -49,7 +49,8 @@ class Pools:
         return list(found.values())
 
 
-def _name(engine: Engine) -> str:
+def pool_name(engine: Engine) -> str:
+    """``host:port/database``, without user and password."""
     url = engine.url
     host = url.host or ""
     port = f":{url.port}" if url.port is not None else ""

@@ -65,6 +65,7 @@ class World(Pipeline):
             OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
             OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
             OTEL_SEMCONV_STABILITY_OPT_IN="http,database",
+            OTEL_ACTIVITY_DATABASE_METRICS="true",
         )
         board.start()
         eventually(lambda: answers(f"{url}/health"), "the project board answers")
@@ -103,18 +104,24 @@ def statements(endpoint: str) -> Iterator[Callable[[str], None]]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(
+def world(
     postgres_server: Server, collector_program: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Prometheus]:
-    """One that has scraped half a minute of use."""
+) -> Iterator[World]:
+    """A pipeline after half a minute of use."""
     application = postgres_server.create_database("monitoring")
     program = require_tool("prometheus")
     with closing(
         World(application, tmp_path_factory.mktemp("monitoring"), collector_program, program)
     ) as made:
         made.start()
-        yield made.prometheus
+        yield made
     postgres_server.drop_database("monitoring")
+
+
+@pytest.fixture(scope="module")
+def prometheus(world: World) -> Prometheus:
+    """One that has scraped all of it."""
+    return world.prometheus
 
 
 @pytest.mark.parametrize("name", expressions())
@@ -133,6 +140,19 @@ def test_a_healthy_pipeline_raises_no_alarm(prometheus: Prometheus) -> None:
         for rule in group["rules"]:
             if "alert" in rule:
                 assert prometheus.query(rule["expr"]) == [], rule["alert"]
+
+
+def test_slow_requests_and_statements_lead_to_traces_with_events(
+    prometheus: Prometheus, world: World
+) -> None:
+    """Exemplars of requests and of their statements are ids of traces that the store has events of."""
+    with psycopg.connect(world.store) as connection:
+        found = connection.execute("SELECT DISTINCT trace_id FROM activity.events")
+        stored = {str(trace).replace("-", "") for (trace,) in found}
+    for metric in ("http_server_request_duration", "db_client_operation_duration"):
+        exemplars = prometheus.exemplars(f"{metric}_seconds_bucket")
+        traces = {exemplar["labels"]["trace_id"] for exemplar in exemplars}
+        assert traces & stored, metric
 
 
 def test_blind_spots_are_what_was_written_past_the_trail(prometheus: Prometheus) -> None:
