@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
+import uuid_utils
 
 from otel_activity.semconv import ACTION, CHANGES
 
@@ -258,9 +259,17 @@ Raises `ActivityError` when what it had to write was refused: then nothing was c
 
 
 class Unit:
-    """All entries of one transaction on one DBAPI connection, in the order the statements ran."""
+    """All entries of one transaction on one DBAPI connection, in the order the statements ran.
+
+    Args:
+        transaction_id: UUIDv7 as text; None for one that is made when it is first asked for, which with
+            `best_effort` is not in the thread of the request.
+        system: name of the dialect.
+        database: name of the database.
+    """
 
     __slots__ = (
+        "_transaction_id",
         "commit",
         "courier",
         "database",
@@ -270,11 +279,10 @@ class Unit:
         "prepared",
         "proof",
         "system",
-        "transaction_id",
     )
 
-    def __init__(self, transaction_id: str, *, system: str, database: str) -> None:
-        self.transaction_id = transaction_id
+    def __init__(self, transaction_id: str | None, *, system: str, database: str) -> None:
+        self._transaction_id = transaction_id
         self.system = system
         self.database = database
         self.entries: list[Entry] = []
@@ -290,6 +298,14 @@ class Unit:
         """Set by a delivery that has left its writing to the COMMIT."""
         self.prepared: Any = None
         """What a delivery that prepares keeps about the unit; nobody else's business."""
+
+    @property
+    def transaction_id(self) -> str:
+        """``activity.transaction.id``."""
+        known = self._transaction_id
+        if known is None:
+            known = self._transaction_id = str(uuid_utils.uuid7())
+        return known
 
     def __len__(self) -> int:
         return len(self.entries)

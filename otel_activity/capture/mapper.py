@@ -42,9 +42,9 @@ class MapperHooks:
         self._planner = planner
         self._fetch = fetch_before
         self._listeners: Final = {
-            "before_insert": self._listener(self._before_insert),
+            "before_insert": self._listener(self._before_insert, needed=fetch_before),
             "before_update": self._listener(self._before_update),
-            "before_delete": self._listener(self._before_delete),
+            "before_delete": self._listener(self._before_delete, needed=fetch_before),
             "after_insert": self._listener(self._after_insert),
             "after_update": self._listener(self._after_update),
             "after_delete": self._listener(self._after_delete),
@@ -58,8 +58,14 @@ class MapperHooks:
         for name, listener in self._listeners.items():
             event.remove(Mapper, name, listener)
 
-    def _listener(self, hook: Any) -> Any:
-        """A guarded hook. It runs for every row, so it looks up plan and transaction in one frame."""
+    def _listener(self, hook: Any, *, needed: bool = True) -> Any:
+        """A guarded hook. It runs for every row, so it looks up plan and transaction in one frame.
+
+        Args:
+            hook: what is to be done.
+            needed: otherwise there is only something to be done when a step of the flush was just over, or
+                each statement is a transaction of its own.
+        """
         planner, plans = self._planner, self._planner.plans
         find, open_transactions = self._bracket.transaction, self._bracket.open
 
@@ -71,7 +77,13 @@ class MapperHooks:
                     transaction = open_transactions.get(id(raw))
                     if transaction is None or transaction.anchor() is not raw:
                         transaction = find(connection)
-                    hook(plan, transaction, connection, state)
+                    if (
+                        needed
+                        or transaction.start >= 0
+                        or transaction.autocommit
+                        or transaction.matched is not None
+                    ):
+                        hook(plan, transaction, connection, state)
             except Exception:  # noqa: BLE001 - hooks never raise into the application
                 internal_error(hook.__name__)
 
@@ -183,11 +195,12 @@ class MapperHooks:
             if column is None:
                 continue
             new = dict_.get(key, MISSING)
-            if new is not MISSING and column.is_equal(new, old) is True:
+            if column.is_plain and not held and type(old) in ATOMIC and type(new) in ATOMIC:
+                if new != old:
+                    before[column.name] = old  # what `record` would do, for nearly every column there is
+                    after[column.name] = new
                 continue
-            if not held and column.mode is None and type(old) in ATOMIC and type(new) in ATOMIC:
-                before[column.name] = old  # what `record` would do, for nearly every column there is
-                after[column.name] = new
+            if new is not MISSING and column.is_equal(new, old) is True:
                 continue
             if key in held:
                 old = held[key]

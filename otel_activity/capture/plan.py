@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import ClauseElement, Column, LargeBinary, Table, TypeDecorator
 from sqlalchemy.orm.base import LoaderCallableStatus
+from sqlalchemy.types import TypeEngine
 
 from otel_activity import semconv
 from otel_activity.capture.rules import RulesMaker, mappers_named
@@ -112,7 +113,17 @@ def _copied(value: Any, depth: int) -> Any:
 class ColumnPlan:
     """One column of an entity."""
 
-    __slots__ = ("at_once", "column", "is_equal", "key", "mode", "name", "null_if_missing", "plan")
+    __slots__ = (
+        "at_once",
+        "column",
+        "is_equal",
+        "is_plain",
+        "key",
+        "mode",
+        "name",
+        "null_if_missing",
+        "plan",
+    )
 
     def __init__(self, plan: TablePlan, key: str, name: str, column: Column[Any], is_equal: Any) -> None:
         self.plan = plan
@@ -122,6 +133,8 @@ class ColumnPlan:
         self.is_equal = is_equal
         self.mode = plan.rules.mode(column, key)
         self.at_once = self.mode is not None or _may_change(column.type)
+        # Two values that cannot change may be compared and kept as they are.
+        self.is_plain = self.mode is None and getattr(is_equal, "__func__", None) is TypeEngine.compare_values
         # SQLAlchemy inserts NULL for an attribute that was never set, unless something else provides it.
         self.null_if_missing = (
             column.default is None

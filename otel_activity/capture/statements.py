@@ -37,7 +37,7 @@ class StatementHooks:
     def __init__(self, bracket: Bracket) -> None:
         self._bracket = bracket
 
-    def wrap_execute(self, original: Any) -> Any:
+    def wrap_execute(self, original: Any) -> Any:  # noqa: C901 - one frame, around every statement
         bracket = self._bracket
         open_transactions = bracket.open
         many = original.__name__ == "do_executemany"
@@ -57,8 +57,9 @@ class StatementHooks:
             transaction = bracket.find_running(context.root_connection)
             if transaction is None:
                 return original(dialect, cursor, statement, parameters, context)
+            writes = context.isinsert or context.isupdate or context.isdelete
             try:
-                if proofs is not None and proofs.wanted(transaction) and _writes(context):
+                if writes and proofs is not None and proofs.wanted(transaction):
                     result = self._proving(
                         transaction,
                         dialect,
@@ -73,8 +74,13 @@ class StatementHooks:
                 if transaction.announced:
                     self._salvage(transaction, context, parameters, many)
                 raise
-            if _writes(context):
-                self._written(transaction, context, cursor, parameters)
+            if writes:
+                if transaction.unit is None or transaction.autocommit:  # else it was looked at just before
+                    bracket.look(transaction)
+                if transaction.announced:
+                    autocommit.count(transaction, context, cursor, parameters)
+                if context.isdelete:
+                    transaction.matched = _matched(context, cursor)
             return result
 
         return do_execute
@@ -109,17 +115,6 @@ class StatementHooks:
                 self._bracket.salvage(transaction)
         except Exception:  # noqa: BLE001 - the statement's own error is what the application must see
             internal_error("changes of a failed flush")
-
-    def _written(self, transaction: Transaction, context: Any, cursor: Any, parameters: Any) -> None:
-        if transaction.unit is None or transaction.autocommit:  # else it was looked at just before
-            self._bracket.look(transaction)
-        if transaction.announced:
-            autocommit.count(transaction, context, cursor, parameters)
-        if context.isdelete:
-            count = getattr(cursor, "rowcount", -1)
-            # psycopg2 counts the last row of an executemany, and nothing else.
-            counted = not context.executemany or context.dialect.supports_sane_multi_rowcount
-            transaction.matched = count if counted and isinstance(count, int) and count >= 0 else None
 
     # --- texts -------------------------------------------------------------------------------
 
@@ -250,6 +245,14 @@ def transaction_undo(context: Any) -> Callable[[], Any]:
 def _raw(context: Any) -> Any:
     """The DBAPI connection that a statement runs on."""
     return context.root_connection.connection.dbapi_connection
+
+
+def _matched(context: Any, cursor: Any) -> int | None:
+    """Rows that a DELETE matched; None when the driver does not say."""
+    count = getattr(cursor, "rowcount", -1)
+    # psycopg2 counts the last row of an executemany, and nothing else.
+    counted = context.dialect.supports_sane_multi_rowcount or not context.executemany
+    return count if counted and isinstance(count, int) and count >= 0 else None
 
 
 def _writes(context: Any) -> bool:

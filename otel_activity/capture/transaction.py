@@ -5,8 +5,6 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-import uuid_utils
-
 from otel_activity.events import Unit
 
 if TYPE_CHECKING:
@@ -85,24 +83,26 @@ class Transaction:
         self.cluster: Cluster | None = None
         self.url: Any = None
         self.autocommit = False
+        self.savepoints: list[tuple[str, int, bool]] = []
+        self.early: list[Entry] = []
+        self.held: dict[Any, dict[str, Any]] = {}
+        self.announced: list[Announced] = []
+        self.written: dict[tuple[Any, str], list[bool | None]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Begin anew: the next transaction of the same connection."""
+        if self.savepoints or self.early or self.held or self.announced or self.written:
+            self.savepoints, self.early, self.held, self.announced, self.written = [], [], {}, [], {}
         self.xid: int | None = None
         self.unit: Unit | None = None
         self.inside = False
         self.poisoned = False
         self.doubt: str | None = None
-        self.savepoints: list[tuple[str, int, bool]] = []
-        self.early: list[Entry] = []
-        self.held: dict[Any, dict[str, Any]] = {}
         self.matched: int | None = None
         self.start = -1
         self.updates = 0
         self.inserts = 0
-        self.announced: list[Announced] = []
-        self.written: dict[tuple[Any, str], list[bool | None]] = {}
 
     def owns(self, raw: Any) -> bool:
         """Whether it belongs to that very connection, not to one that had its ``id()`` before."""
@@ -124,7 +124,7 @@ class Transaction:
         """The unit, made when the first entry comes."""
         unit = self.unit
         if unit is None:
-            unit = self.unit = Unit(str(uuid_utils.uuid7()), system=self.dialect.name, database=self.database)
+            unit = self.unit = Unit(None, system=self.dialect.name, database=self.database)
         return unit
 
     def take(self) -> Unit | None:
