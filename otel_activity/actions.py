@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from otel_activity.blocks import Block
 from otel_activity.capture.guard import internal_error
+from otel_activity.classes import delivery_class
 from otel_activity.events import Performed
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from otel_activity.capture.action import ActionRecorder
+    from otel_activity.declare import DeliveryClass
 
 __all__ = ["RunningAction", "log_user_action", "use", "with_activity_logging"]
 
@@ -45,6 +47,7 @@ def log_user_action(
     outcome: Literal["success", "failure"] = "success",
     session: Any = None,
     connection: Any = None,
+    delivery: DeliveryClass | None = None,
     **attributes: Any,
 ) -> None:
     """Log that a user did something. Never raises; does nothing while auditing is not active.
@@ -63,6 +66,8 @@ def log_user_action(
         outcome: ``success`` or ``failure``; anything else is stored as ``unknown``.
         session: SQLAlchemy session, sync, async or scoped.
         connection: SQLAlchemy connection, sync or async; beats `session`.
+        delivery: ``strict``, ``durable`` or ``best_effort``, whatever the settings say; anything else is
+            logged once and ignored.
         **attributes: further attributes by name; their values are redacted as `details` are. At most 64.
 
     >>> log_user_action("invoice.approve", entity_type="Invoice", entity_id=4711, details={"by": "phone"})
@@ -76,6 +81,7 @@ def log_user_action(
             user_id=user_id,
             details=details,
             outcome=outcome,
+            delivery=delivery,
             attributes=attributes,
         )
         recorder.record(performed, connection if connection is not None else session)
@@ -123,6 +129,7 @@ class RunningAction:
             outcome="success" if error is None else "failure",
             duration=time.perf_counter() - self._started,
             error=error,
+            delivery=options.delivery,
             attributes=self.attributes,
         )
         recorder.record(performed, options.where, entered=self._entered)
@@ -143,9 +150,11 @@ class with_activity_logging(Block[RunningAction]):
         session: as in `log_user_action`; a transaction that the block begins itself counts if it is still
             open at the end and something was written in it.
         connection: as in `log_user_action`.
+        delivery: as in `log_user_action`.
         **attributes: further attributes by name.
 
     Raises:
+        ValueError: there is no such delivery class.
         TypeError: it decorates a generator function, whose work is not done when the call returns. Use it as
             a context manager inside instead.
         RuntimeError: one object is used for two blocks at the same time.
@@ -166,9 +175,11 @@ class with_activity_logging(Block[RunningAction]):
         details: Any = None,
         session: Any = None,
         connection: Any = None,
+        delivery: DeliveryClass | None = None,
         **attributes: Any,
     ) -> None:
         self.action = action
+        self.delivery = None if delivery is None else delivery_class(delivery)
         self.entity_type = entity_type
         self.entity_id = entity_id
         self.details = details

@@ -20,12 +20,19 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_activity import actions, semconv
 from otel_activity.capture import ProofReader, SQLAlchemyCapture, check
+from otel_activity.classes import DELIVERIES, Classes
+from otel_activity.declare import declared_deliveries
 from otel_activity.delivery import (
     DurableDelivery,
     GapLog,
     Heartbeat,
+    Journaled,
+    Memory,
+    NoOutbox,
     Overflow,
     QueuedDelivery,
+    Refusing,
+    RoutedDelivery,
     StrictDelivery,
     journal_directory,
     service_directory,
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk._logs.export import LogRecordExporter
 
+    from otel_activity.ports import Delivery, Outbox
     from otel_activity.postgres.exporter import PostgresEventExporter
     from otel_activity.postgres.resolver import TransactionResolver
 
@@ -64,6 +72,7 @@ class _Runtime:
         self.settings = settings
         self.pid = os.getpid()
         self.ended = 0
+        self.warned = False
         self.pipeline: Pipeline | GlobalPipeline
         if settings.logger_provider == "global":
             self.pipeline = GlobalPipeline(__version__)
@@ -80,15 +89,18 @@ class _Runtime:
         for lane in self.pipeline.lanes:
             lane.attempted = self.metrics.exported
         redactor = Redactor.configured(settings)
+        self.ways = _ways(self.delivery, settings)
+        self.entrance = MeteredDelivery(self.ways[settings.delivery], self.metrics)
         self.capture = SQLAlchemyCapture(
-            MeteredDelivery(self.delivery, self.metrics),
+            self.entrance,
             redactor=redactor,
             include=settings.include,
             exclude=settings.exclude,
             fetch_before=settings.fetch_before,
             value_length_limit=settings.value_length_limit,
-            proofs=_proofs(self.delivery, resolver),
             timings=self.metrics if settings.database_metrics and anybody_reads(environ) else None,
+            proofs=_proofs(self.delivery, settings, resolver),
+            classes=Classes(settings.delivery, settings.delivery_rules, self.route),
         )
         self.web = WebHooks(settings, self.flush, self.capture.actions, redactor.scrub_attributes)
         self.signals = _TermHandler(self.delivery.leave, self.flush, self.abandon)
@@ -107,6 +119,16 @@ class _Runtime:
         """Everything that metrics are read from."""
         also = {"pools": self.capture.pools.usage(), "captured": self.captured.counts()}
         return {**self.delivery.metrics(), **also}
+
+    def route(self, delivery: str) -> None:
+        """An event has another class than the default: from now on units are looked at, and split."""
+        if not isinstance(self.entrance.inner, RoutedDelivery):
+            self.entrance.inner = RoutedDelivery(self.ways, self.settings.delivery)
+        if isinstance(self.delivery, QueuedDelivery) and not self.warned:
+            self.warned = True
+            _logger.error(
+                "otel_activity: %s delivery is asked for, and %s", delivery, _memory_only(self.settings)
+            )
 
     def flush(self, timeout: float | None = None) -> bool:
         limit = self.settings.shutdown_timeout if timeout is None else timeout
@@ -230,9 +252,9 @@ def get_queue_metrics() -> dict[str, Any]:
     """Counters of the queue: ``waiting``, ``released``, ``dropped``, ``undecided`` (units whose COMMIT is
     unknown), and for each exporter ``pending``, ``capacity``, ``oldest_age`` (seconds), ``confirmed``,
     ``dropped``, ``rejected``, ``quarantined``, ``retries`` and ``trouble``.
-    With ``delivery="durable"`` also ``journal``: ``bytes``, ``segments``, ``units`` (not confirmed by all),
-    ``asked`` (units whose fate the database is being asked about), ``adopted``, ``unjournaled`` (events),
-    ``lost_bytes`` and ``lost_records`` (damage found).
+    With a journal ``outbox``: ``drained`` (events), ``trouble``; and ``journal``: ``bytes``, ``segments``,
+    ``units`` (not confirmed by all), ``asked`` (whose fate the database is being asked about), ``adopted``,
+    ``unjournaled`` (events), ``lost_bytes`` and ``lost_records`` (damage found).
     """
     runtime = _runtime
     return {} if runtime is None else runtime.delivery.metrics()
@@ -377,10 +399,10 @@ def _delivery(
 ) -> QueuedDelivery | DurableDelivery:
     overflow = Overflow(settings.overflow, settings.overflow_timeout)
     heartbeat = _heartbeat(settings)
-    if settings.delivery != "best_effort" and isinstance(pipeline, Pipeline):
-        kind = DurableDelivery if settings.delivery == "durable" else _strict(settings, pipeline)
+    wanted = _wanted_deliveries(settings)
+    if wanted != {"best_effort"} and isinstance(pipeline, Pipeline):
         try:
-            return kind(
+            return _strict(settings, pipeline)(
                 pipeline.lanes,
                 captured.one_road(pipeline.emit_to, pipeline.lanes),
                 capacity=settings.max_queue_size,
@@ -395,7 +417,7 @@ def _delivery(
                 heartbeat=heartbeat,
             )
         except ConfigurationError as error:
-            if settings.journal_fallback == "stop" or settings.delivery == "strict":
+            if settings.journal_fallback == "stop" or "strict" in wanted:
                 raise
             _logger.error("otel_activity: %s; EVENTS ARE ONLY IN MEMORY (best_effort)", error)
     own = pipeline if isinstance(pipeline, Pipeline) else None
@@ -417,14 +439,45 @@ def _strict(
     settings: Settings, pipeline: Pipeline, dsns: tuple[str, ...] = ()
 ) -> Callable[..., StrictDelivery]:
     """What makes the delivery, once it is told what a durable one is told."""
+    outbox: Outbox
     try:
         from otel_activity.postgres.outbox import PostgresOutbox
     except ImportError as error:
-        raise ConfigurationError(
-            "OTEL_ACTIVITY_DELIVERY", "strict", f"psycopg is needed ({error})", "pip install psycopg[binary]"
-        ) from error
-    outbox = PostgresOutbox(settings.postgres_schema, dsns)
+        if "strict" in settings.deliveries:
+            fix = "pip install psycopg[binary]"
+            name = (
+                "OTEL_ACTIVITY_DELIVERY" if settings.delivery == "strict" else "OTEL_ACTIVITY_DELIVERY_RULES"
+            )
+            raise ConfigurationError(name, "strict", f"psycopg is needed ({error})", fix) from error
+        outbox = NoOutbox("strict delivery needs psycopg; pip install psycopg[binary]")
+    else:
+        outbox = PostgresOutbox(settings.postgres_schema, dsns)
     return partial(StrictDelivery, outbox=outbox, poke=pipeline.poke)
+
+
+def _wanted_deliveries(settings: Settings) -> set[str]:
+    """Classes that the settings name, and the code so far."""
+    return {*settings.deliveries, *declared_deliveries()}
+
+
+def _ways(engine: QueuedDelivery | DurableDelivery, settings: Settings) -> dict[str, Delivery]:
+    """Where the units of each class go."""
+    if isinstance(engine, DurableDelivery):
+        return dict(zip(DELIVERIES, (Memory(engine), Journaled(engine), engine), strict=True))
+    refusing = Refusing(engine, f"its delivery is to be strict, and {_memory_only(settings)}")
+    return dict(zip(DELIVERIES, (engine, engine, refusing), strict=True))
+
+
+def _memory_only(settings: Settings) -> str:
+    if settings.logger_provider == "global":
+        return (
+            "the application's LoggerProvider confirms nothing; set OTEL_ACTIVITY_LOGGER_PROVIDER=own, or "
+            "declare nothing above best_effort"
+        )
+    return (
+        "this process was started with best_effort alone and keeps no journal; name the class in "
+        "OTEL_ACTIVITY_DELIVERY_RULES, for example Invoice=strict"
+    )
 
 
 def _heartbeat(settings: Settings) -> Heartbeat | None:
@@ -452,7 +505,7 @@ def _notes_directory(settings: Settings, pipeline: Pipeline, environ: Mapping[st
 
 def _resolver(settings: Settings) -> TransactionResolver | None:
     """Whoever can be asked what became of transactions; None when proofs are off, or psycopg has no libpq."""
-    if settings.commit_proof == "off" or settings.delivery == "best_effort":
+    if settings.commit_proof == "off" or _wanted_deliveries(settings) == {"best_effort"}:
         return None
     try:
         from otel_activity.postgres.resolver import TransactionResolver
@@ -463,9 +516,10 @@ def _resolver(settings: Settings) -> TransactionResolver | None:
 
 
 def _proofs(
-    delivery: QueuedDelivery | DurableDelivery, resolver: TransactionResolver | None
+    delivery: QueuedDelivery | DurableDelivery, settings: Settings, resolver: TransactionResolver | None
 ) -> ProofReader | None:
-    if resolver is None or not isinstance(delivery, DurableDelivery) or isinstance(delivery, StrictDelivery):
+    journaled = isinstance(delivery, DurableDelivery) and "durable" in _wanted_deliveries(settings)
+    if resolver is None or not journaled:
         return None  # what dies with the process need not be proven afterwards, and an outbox is the proof
     return ProofReader(resolver.know)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from otel_activity.classes import delivery_class
 from otel_activity.semconv import RedactionMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Declaration", "audited", "declarations"]
+__all__ = ["Declaration", "DeliveryClass", "audited", "declarations", "declared_deliveries"]
 
 _T = TypeVar("_T")
 
@@ -20,6 +21,9 @@ _ON_TABLE: Final = "activity"
 """Key in ``Table.info``."""
 
 Names = str | Iterable[str]
+DeliveryClass = Literal["best_effort", "durable", "strict"]
+
+_deliveries: Final[set[str]] = set()
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Declaration:
         include: the only columns to audit; None means all.
         exclude: columns to leave out.
         modes: what is done to the values of a column; None keeps them, whatever its name looks like.
+        delivery: delivery class of its events; None leaves that to the settings.
     """
 
     include: frozenset[str] | None = None
     exclude: frozenset[str] = frozenset()
     modes: Mapping[str, RedactionMode | None] = field(default_factory=dict)
+    delivery: str | None = None
 
     def names(self) -> Iterator[tuple[str, str]]:
         """Every name with the argument that it was given in."""
@@ -52,8 +58,9 @@ def audited(
     hash: Names = (),
     drop: Names = (),
     keep: Names = (),
+    delivery: DeliveryClass | None = None,
 ) -> Any:
-    """Say which columns of a mapped class or a table are audited, and which are secret.
+    """Say which columns of a mapped class or table are audited, which are secret, and how events travel.
 
     A decorator for a class (its subclasses inherit it), and a function for a `Table`:
     ``audited(customers, mask=["iban"])``. It changes nothing but what events hold, whenever it is called
@@ -70,10 +77,11 @@ def audited(
         hash: shown as a keyed hash (``OTEL_ACTIVITY_REDACT_KEY``), which is equal for equal values.
         drop: left out, also of the entity id.
         keep: shown, although the name looks secret.
+        delivery: ``strict``, ``durable`` or ``best_effort``, whatever the settings say (docs/delivery.md).
 
     Raises:
         TypeError: the target is neither a class nor a table.
-        ValueError: one name has two modes.
+        ValueError: one name has two modes, or there is no such delivery class.
 
     >>> @audited(mask=["iban"], hash="email")
     ... class Customer: ...
@@ -95,8 +103,22 @@ def audited(
         include=None if include is None else frozenset(_names(include)),
         exclude=frozenset(_names(exclude)),
         modes=modes,
+        delivery=None if delivery is None else _declared(delivery),
     )
     return _decorator(said) if target is None else _decorator(said)(target)
+
+
+def declared_deliveries() -> frozenset[str]:
+    """Delivery classes that were declared in this process so far."""
+    return frozenset(_deliveries)
+
+
+def _declared(delivery: str) -> str:
+    try:
+        _deliveries.add(delivery_class(delivery))
+    except ValueError as error:
+        raise ValueError(f"audited(): {error}") from None
+    return delivery
 
 
 def declarations(target: Any) -> tuple[Any, ...]:

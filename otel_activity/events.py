@@ -124,6 +124,7 @@ class Performed:
         actor: the same in full, as attributes of an event; beats `user_id`.
         duration: seconds, or None when nobody measured it.
         error: the exception that ended it, or what stands for its type.
+        delivery: its delivery class, if its caller chose one.
     """
 
     action: str
@@ -136,6 +137,7 @@ class Performed:
     outcome: str = "success"
     duration: float | None = None
     error: BaseException | str | None = None
+    delivery: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -185,6 +187,11 @@ class Entry(Protocol):
     """OpenTelemetry's context of that moment."""
     attributes: dict[str, Any] | None
     """What the context said then."""
+
+    @property
+    def delivery(self) -> str | None:
+        """Its delivery class, if that is not the default."""
+        ...
 
     @property
     def survives(self) -> bool:

@@ -476,12 +476,12 @@ class MeteredDelivery:
     """A `ports.Delivery` in front of another that times one commit in `SAMPLE`.
 
     Args:
-        inner: does the work.
+        inner: does the work; may be exchanged at any time.
         instruments: record it.
     """
 
     def __init__(self, inner: Delivery, instruments: Instruments) -> None:
-        self._inner = inner
+        self.inner = inner
         self._record = instruments.committing
         # Racing threads may lose a count: then the next commit is timed.
         self._prepared = self._committed = 0
@@ -490,26 +490,26 @@ class MeteredDelivery:
         """As the inner one."""
         self._prepared += 1
         if self._prepared % SAMPLE:
-            self._inner.prepare(unit)
+            self.inner.prepare(unit)
             return
         started = perf_counter()
-        self._inner.prepare(unit)
+        self.inner.prepare(unit)
         self._record("prepare", perf_counter() - started)
 
     def committed(self, unit: Unit) -> None:
         """As the inner one."""
         self._committed += 1
         if self._committed % SAMPLE:
-            self._inner.committed(unit)
+            self.inner.committed(unit)
             return
         started = perf_counter()
-        self._inner.committed(unit)
+        self.inner.committed(unit)
         self._record("committed", perf_counter() - started)
 
     def aborted(self, unit: Unit) -> None:
         """As the inner one."""
-        self._inner.aborted(unit)
+        self.inner.aborted(unit)
 
     def undecided(self, unit: Unit, error: BaseException | None) -> None:
         """As the inner one."""
-        self._inner.undecided(unit, error)
+        self.inner.undecided(unit, error)

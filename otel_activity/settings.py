@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from otel_activity.classes import DELIVERIES, ClassRule
 from otel_activity.errors import ConfigurationError
 from otel_activity.rules import RequestRule
 from otel_activity.semconv import ContentRule, RedactionMode
@@ -34,7 +35,6 @@ LOGGER_PROVIDERS: Final = ("own", "global")
 REDACTION_MODES: Final = tuple(mode.value for mode in RedactionMode)
 CONTENT_RULES: Final = tuple(rule.value for rule in ContentRule)
 _KEY_LENGTH: Final = 16
-DELIVERIES: Final = ("best_effort", "durable", "strict")
 FSYNC_POLICIES: Final = ("always", "interval", "never")
 FALLBACKS: Final = ("stop", "best_effort")
 OVERFLOW_POLICIES: Final = ("drop", "block", "fail")
@@ -249,6 +249,10 @@ def _request_rules(text: str) -> tuple[str, ...]:
     return tuple(rule.text for rule in rules)
 
 
+def _class_rules(text: str) -> tuple[str, ...]:
+    return tuple(str(ClassRule.parse(part)) for part in _words(text))
+
+
 def _did_you_mean(word: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}? " if close else ""
@@ -318,6 +322,14 @@ FIELDS: Final[tuple[Field, ...]] = (
         "durable: events are in a journal on disk before COMMIT, which survives the process. best_effort: "
         "they wait in memory. strict: the transaction itself writes them to an outbox in its database, or "
         "is not committed.",
+    ),
+    Field(
+        "delivery_rules",
+        "OTEL_ACTIVITY_DELIVERY_RULES",
+        _class_rules,
+        "Classes of single events, comma-separated: patterns (* and ?) of models, tables and actions, and "
+        "what holds for them, for example Invoice=strict,page.*=best_effort. The first that matches counts; "
+        "what code says beats it.",
     ),
     Field(
         "journal_dir",
@@ -534,6 +546,7 @@ class Settings:
     startup_timeout: float = 30.0
     shutdown_timeout: float = 10.0
     delivery: str = "durable"
+    delivery_rules: tuple[str, ...] = ()
     journal_dir: str | None = None
     journal_fallback: str = "stop"
     commit_proof: str = "auto"
@@ -594,7 +607,7 @@ class Settings:
         settings._check(environ)
         settings = dataclasses.replace(settings, exporters=settings._chosen_exporters(interactive))
         if "delivery" not in values:
-            return settings._with_default_delivery()
+            settings = settings._with_default_delivery()
         settings._check_delivery()
         return settings
 
@@ -649,6 +662,18 @@ class Settings:
                 "the application's LoggerProvider confirms nothing (OTEL_ACTIVITY_LOGGER_PROVIDER=global)",
                 "use OTEL_ACTIVITY_LOGGER_PROVIDER=own or OTEL_ACTIVITY_DELIVERY=best_effort",
             )
+        if self.logger_provider == "global" and self.deliveries != {"best_effort"}:
+            raise ConfigurationError(
+                "OTEL_ACTIVITY_DELIVERY_RULES",
+                ",".join(self.delivery_rules),
+                "the application's LoggerProvider confirms nothing (OTEL_ACTIVITY_LOGGER_PROVIDER=global)",
+                "use OTEL_ACTIVITY_LOGGER_PROVIDER=own, or rules that say best_effort",
+            )
+
+    @property
+    def deliveries(self) -> frozenset[str]:
+        """Every delivery class that the settings name."""
+        return frozenset((self.delivery, *(ClassRule.parse(rule).delivery for rule in self.delivery_rules)))
 
     def _check(self, environ: Mapping[str, str]) -> None:
         if self.max_export_batch_size > self.max_queue_size:

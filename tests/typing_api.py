@@ -52,7 +52,8 @@ def create(number: int) -> int:
 
 def act() -> int:
     otel_activity.log_user_action("invoice.approve", entity_id=(1, "a"), outcome="failure", channel="web")
-    with otel_activity.with_activity_logging("report.export") as running:
+    otel_activity.log_user_action("invoice.pay", delivery="strict")
+    with otel_activity.with_activity_logging("report.export", delivery="best_effort") as running:
         running.details = {"rows": 1}
     made: int = create(1)
     return made
@@ -70,4 +71,10 @@ def job(path: str) -> int:
     return len(path)
 
 
+@otel_activity.audited(mask="iban", delivery="strict")
+class Payment:
+    pass
+
+
+otel_activity.log_user_action("invoice.pay", delivery="strct")  # type: ignore[arg-type]
 count: int = job("/data")

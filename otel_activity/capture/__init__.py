@@ -13,6 +13,7 @@ from otel_activity.capture.plan import Planner
 from otel_activity.capture.pools import Pools, PoolUsage
 from otel_activity.capture.proof import ProofReader
 from otel_activity.capture.timing import WaitHooks
+from otel_activity.classes import Classes
 
 if TYPE_CHECKING:
     from otel_activity.capture.timing import Timings
@@ -35,6 +36,7 @@ class SQLAlchemyCapture:
         value_length_limit: longest value kept whole.
         proofs: reads the databases' own ids of transactions; None for no proofs.
         timings: is told how long statements take; None when nobody wants to know.
+        classes: knows the delivery classes of entities and actions; without it all have the default.
     """
 
     def __init__(
@@ -48,8 +50,12 @@ class SQLAlchemyCapture:
         value_length_limit: int = 65_536,
         proofs: ProofReader | None = None,
         timings: Timings | None = None,
+        classes: Classes | None = None,
     ) -> None:
-        planner = Planner(redactor=redactor, include=include, exclude=exclude, limit=value_length_limit)
+        classes = classes or Classes()
+        planner = Planner(
+            redactor=redactor, include=include, exclude=exclude, limit=value_length_limit, classes=classes
+        )
         self._bracket = Bracket(delivery, proofs)
         self._parts: tuple[Any, ...] = (
             *(() if proofs is None else (proofs,)),
@@ -58,7 +64,7 @@ class SQLAlchemyCapture:
             MapperHooks(self._bracket, planner, fetch_before=fetch_before),
             InternalHooks(self._bracket, planner, fetch_before=fetch_before),
         )
-        self.actions = ActionRecorder(self._bracket, planner, redactor, value_length_limit)
+        self.actions = ActionRecorder(self._bracket, planner, redactor, value_length_limit, classes)
         self.installed = False
 
     @property

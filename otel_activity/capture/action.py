@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from otel_activity.capture.bracket import Bracket
     from otel_activity.capture.plan import Planner
     from otel_activity.capture.rules import Redacts
+    from otel_activity.classes import Classes
     from otel_activity.context import RequestContext
     from otel_activity.events import Performed, Unit
     from otel_activity.redaction import Redactor
@@ -53,7 +54,18 @@ _ACTOR_ATTRIBUTES: Final = (
 class Action:
     """One action, encoded when it was logged: an `events.Entry` that survives a rollback as failed."""
 
-    __slots__ = ("actor", "attributes", "context", "joined", "name", "otel", "redactor", "said", "time")
+    __slots__ = (
+        "actor",
+        "attributes",
+        "context",
+        "delivery",
+        "joined",
+        "name",
+        "otel",
+        "redactor",
+        "said",
+        "time",
+    )
     survives = True
 
     def __init__(
@@ -64,12 +76,14 @@ class Action:
         redactor: Redacts,
         *,
         joined: bool,
+        delivery: str | None = None,
     ) -> None:
         self.name = name
         self.said = said
         self.actor = actor
         self.redactor = redactor
         self.joined = joined
+        self.delivery = delivery
         self.time = time.time_ns()
         self.context: RequestContext | None = current_context()
         self.attributes: dict[str, Any] | None = None
@@ -132,13 +146,17 @@ class ActionRecorder:
         planner: knows which primary keys are secret.
         redactor: removes secrets from attributes and details.
         limit: longest value kept whole.
+        classes: knows the delivery class of actions.
     """
 
-    def __init__(self, bracket: Bracket, planner: Planner, redactor: Redactor, limit: int) -> None:
+    def __init__(
+        self, bracket: Bracket, planner: Planner, redactor: Redactor, limit: int, classes: Classes
+    ) -> None:
         self._bracket = bracket
         self._planner = planner
         self._redactor = redactor
         self._limit = limit
+        self._classes = classes
 
     def record(self, performed: Performed, session: Any = None, *, entered: Any = _UNSET) -> None:
         """Log an action.
@@ -155,7 +173,12 @@ class ActionRecorder:
             transaction = None if connection is None else self._bracket.transaction(connection)
             joined = transaction is not None and not transaction.autocommit
             action = Action(
-                performed.name, self._said(performed), _actor(performed), self._redactor, joined=joined
+                performed.name,
+                self._said(performed),
+                _actor(performed),
+                self._redactor,
+                joined=joined,
+                delivery=self._delivery(performed),
             )
             if transaction is not None and joined:
                 self._bracket.join(transaction, action)
@@ -163,6 +186,10 @@ class ActionRecorder:
                 self._bracket.release([action])
         except Exception:  # noqa: BLE001 - logging an action never raises into the application
             internal_error("a user action")
+
+    def _delivery(self, performed: Performed) -> str | None:
+        asked = self._classes.asked(performed.delivery, f"user action {performed.action!r}")
+        return self._classes.of(asked, (str(performed.action), performed.name))
 
     def transaction_of(self, session: Any) -> Any:
         """The transaction that a session or connection is in; None when it is in none."""

@@ -88,6 +88,11 @@ class Change:
         self.attributes: dict[str, Any] | None = None
         self.otel = _current_otel()
 
+    @property
+    def delivery(self) -> str | None:
+        """That of its entity."""
+        return self.plan.delivery
+
     def rolled_back(self) -> None:
         """A change that was rolled back did not happen: nothing to mark."""
 

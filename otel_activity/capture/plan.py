@@ -13,6 +13,7 @@ from sqlalchemy.types import TypeEngine
 
 from otel_activity import semconv
 from otel_activity.capture.rules import RulesMaker, mappers_named
+from otel_activity.classes import Classes
 from otel_activity.codec import ATOMIC, encode, encode_all, text_of
 from otel_activity.events import Redacted
 from otel_activity.semconv import RedactionMode
@@ -171,6 +172,7 @@ class TablePlan:
         "_attributes",
         "_hidden",
         "collection",
+        "delivery",
         "entity_type",
         "limit",
         "redactor",
@@ -180,6 +182,7 @@ class TablePlan:
 
     def __init__(self, entity_type: str, table: Table, rules: Rules, redactor: Redacts, limit: int) -> None:
         self.entity_type = entity_type
+        self.delivery: str | None = None
         # SQLAlchemy's quoted_name is a subclass of str, which no encoder knows.
         self.collection = str(table.name)
         self.schema = None if table.schema is None else str(table.schema)
@@ -353,8 +356,10 @@ class Planner:
         include: tuple[str, ...] = (),
         exclude: tuple[str, ...] = (),
         limit: int = 65_536,
+        classes: Classes | None = None,
     ) -> None:
         self._redactor = redactor
+        self._classes = classes or Classes()
         self._rules = RulesMaker(redactor)
         self._include = include
         self._exclude = exclude
@@ -369,7 +374,10 @@ class Planner:
         except KeyError:
             plan = None
             if self._audited(mapper.tables):
-                plan = Plan(mapper, self._rules.of_mapper(mapper), self._redactor, self._limit)
+                rules = self._rules.of_mapper(mapper)
+                plan = Plan(mapper, rules, self._redactor, self._limit)
+                classes = [each.class_.__name__ for each in mapper.iterate_to_root()]
+                plan.delivery = self._classes.of(rules.delivery, (*classes, *_names(mapper.tables)))
             self.plans[mapper] = plan
             return plan
 
@@ -390,20 +398,24 @@ class Planner:
             if self._audited([table]):
                 rules = self._rules.of_table(table, mapper.registry)
                 plan = SecondaryPlan(table, rules, self._redactor, self._limit)
+                plan.delivery = self._classes.of(rules.delivery, _names([table]))
             self._tables[table] = plan
             return plan
 
     def _audited(self, tables: Iterable[Any]) -> bool:
-        names = [
-            name
-            for table in tables
-            for name in (str(table.name), str(getattr(table, "fullname", table.name)))
-        ]
+        names = _names(tables)
         if any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._exclude):
             return False
         return not self._include or any(
             fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._include
         )
+
+
+def _names(tables: Iterable[Any]) -> list[str]:
+    """By what the settings may mean tables: with and without schema."""
+    return [
+        name for table in tables for name in (str(table.name), str(getattr(table, "fullname", table.name)))
+    ]
 
 
 class SecondaryPlan(TablePlan):

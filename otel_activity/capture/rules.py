@@ -53,6 +53,7 @@ class Rules:
         entity: its name, for messages.
         declared: everything that `audited` said of it.
         broken: why one of these makes no sense; then every column is masked.
+        delivery: the delivery class that was declared; the class's own beats its bases' and its tables'.
     """
 
     def __init__(self, maker: RulesMaker, entity: str, registry: Any) -> None:
@@ -61,9 +62,11 @@ class Rules:
         self._registry = registry
         self.declared: list[Declaration] = []
         self.broken = False
+        self.delivery: str | None = None
 
     def add(self, target: Any, names: frozenset[str], label: str) -> None:
         """Take in what a class or table says of itself; `names` are those of its columns."""
+        found: str | None = None
         for said in declarations(target):
             if not isinstance(said, Declaration):
                 self._report(
@@ -71,11 +74,13 @@ class Rules:
                 )
                 continue
             self.declared.append(said)
+            found = said.delivery or found
             for argument, name in said.names():
                 if name not in names:
                     close = difflib.get_close_matches(str(name), names, n=1)
                     hint = f"; did you mean {close[0]!r}?" if close else ""
                     self._report(f"audited({argument}={name!r}) on {label} names no column{hint}")
+        self.delivery = self.delivery or found
 
     def _report(self, problem: str) -> None:
         self.broken = True

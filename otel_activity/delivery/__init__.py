@@ -8,7 +8,10 @@ from otel_activity.delivery.durable import DurableDelivery
 from otel_activity.delivery.feeder import Overflow, Stream
 from otel_activity.delivery.gaps import GapLog
 from otel_activity.delivery.lane import Lane
+from otel_activity.delivery.memory import Journaled, Memory
+from otel_activity.delivery.outbox import NoOutbox
 from otel_activity.delivery.queued import QueuedDelivery
+from otel_activity.delivery.routed import Refusing, RoutedDelivery
 from otel_activity.delivery.streams import Heartbeat
 from otel_activity.delivery.strict import StrictDelivery
 
@@ -17,9 +20,14 @@ __all__ = [
     "DurableDelivery",
     "GapLog",
     "Heartbeat",
+    "Journaled",
     "Lane",
+    "Memory",
+    "NoOutbox",
     "Overflow",
     "QueuedDelivery",
+    "Refusing",
+    "RoutedDelivery",
     "Stream",
     "StrictDelivery",
     "concern",

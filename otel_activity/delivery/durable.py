@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_activity import semconv
 from otel_activity.delivery.docket import Docket
 from otel_activity.delivery.feeder import SLICE, TICK, Feeder
-from otel_activity.delivery.gaps import DAMAGED, JOURNAL_FULL
+from otel_activity.delivery.gaps import DAMAGED, ENDED, JOURNAL_FULL, QUEUE_FULL
 from otel_activity.delivery.holding import (
     ABORTED,
     PREPARED,
@@ -53,6 +53,8 @@ _ADOPT_EVERY: Final = 30.0
 """Seconds between two looks for journals of processes that died beside this one."""
 _SYNC_EVERY: Final = 1.0
 _OPEN_EVERY: Final = 5.0
+_ENCODED: Final = 1024
+"""Events encoded in the feeding thread before it turns to the lanes."""
 _LAST_QUESTIONS: Final = 1.0
 """Seconds that the end waits for answers about undecided units; later, the next process asks."""
 
@@ -139,6 +141,7 @@ class DurableDelivery(Feeder):
         self._inbox: deque[Held] = deque()
         self._ended: deque[Held] = deque()
         self._in = self._taken_in = 0
+        self._loose_in = self._loose_out = 0
         # Each is counted up by one side only, so that the feeder needs no lock of a request.
         self._kept = self._let_go = 0
         self._adopted = threading.Event()
@@ -269,6 +272,9 @@ class DurableDelivery(Feeder):
             return
         if held.events is not None and held.commit is not _REPORTED:
             held.events = decided(held.events, held)
+        if held.loose:
+            self.let_in(held)
+            return
         # Under one lock, so that units are released in the order of their marks.
         with self._lock:
             why = "after shutdown" if self._closed else self._enter(held)
@@ -313,6 +319,76 @@ class DurableDelivery(Feeder):
             line = f"the fate of a unit could not be journaled ({_reason(error)})"
             self._say("mark", logging.ERROR, line)
             return source.journal.last
+
+    # --- in memory alone, by choice: see `delivery.memory` -------------------------------------
+
+    def crowded(self) -> str | None:
+        """Why the events of another unit that is in memory alone could be lost."""
+        if self._closed:
+            return None  # after the end there is nothing to wait for, and nobody to protect
+        if self._loose_in - self._loose_out >= self.capacity:
+            return f"{self.capacity} events wait in memory"
+        for road in self._roads:
+            if road.loose >= self._most_loose and not road.lane.works:
+                why = road.lane.trouble or "too many events"
+                return f"{road.loose} best-effort events wait for {road.name} ({why})"
+        return None
+
+    @property
+    def _most_loose(self) -> int:
+        """Events in memory alone that may wait for one exporter that is down; the others need room, too."""
+        return self.capacity // 2
+
+    def let_in(self, held: Held) -> None:
+        """Release a unit that is in memory alone, or drop it. The bound is soft by one unit."""
+        with self._lock:
+            full = self._closed or self._loose_in - self._loose_out >= self.capacity
+            if full:
+                self.dropped += held.count
+            else:
+                self._loose_in += held.count
+                self._let_in(held)
+                self.released += held.count
+        if full:
+            self._lost(QUEUE_FULL, held.count)
+            why = "after shutdown" if self._closed else f"more than {self.capacity} wait in memory"
+            self._say("full", logging.ERROR, f"{self.dropped} events dropped so far ({why})")
+        if self._thread is None:
+            self._ensure_thread()
+
+    def ask_or_release(self, held: Held) -> None:
+        """Have the database asked about an encoded unit; if it cannot be, release it as it is."""
+        if not self._ask(held):
+            self.undecided_units += 1
+            self._release(held)
+
+    def encode(self, unit: Unit) -> list[Event]:
+        """The events of a unit, as committed; entries that cannot be encoded are lost."""
+        encoded = (self._encoded(entry, unit, Commit.REPORTED) for entry in unit.entries)
+        return [event for event in encoded if event is not None]
+
+    def _encode_late(self, held: Held, unit: Unit) -> None:
+        held.events, held.late = self.encode(unit), None
+        self._loose_out += held.count - len(held.events)
+        held.count = len(held.events)
+
+    def _line_up(self, road: Road, held: Held) -> None:
+        """To the end of a road, unless that is full of what no journal keeps and leads nowhere now."""
+        if held.loose and road.loose + held.count > self._most_loose and not road.lane.works:
+            road.turned_away(held)
+            self._turned_away(road, held)
+        else:
+            road.add(held)
+
+    def _turned_away(self, road: Road, held: Held) -> None:
+        road.lane.turn_away(held.count)
+        self._lost(QUEUE_FULL, held.count, exporter=road.name, first=held.sequence)
+        self._spill(held)
+
+    def _shed(self, road: Road) -> None:
+        """An exporter no longer works, and more waits for it than may."""
+        for held in road.shed(self._most_loose):
+            self._turned_away(road, held)
 
     # --- about the trail itself --------------------------------------------------------------
 
@@ -387,7 +463,7 @@ class DurableDelivery(Feeder):
                 self._spill(held)
             self._count_fed()
             self._settle()
-            if not touched:
+            if not touched and not self._inbox:
                 break
         self._save_cursors()
         self._sync_if_due()
@@ -403,15 +479,20 @@ class DurableDelivery(Feeder):
 
     def _take_in(self) -> None:
         """Give what was released its place in the stream, and each lane its reference."""
-        while self._inbox:
+        encoded = 0
+        while self._inbox and encoded < _ENCODED:
             held = self._inbox.popleft()
+            end = held.before + held.count
+            if held.late is not None:
+                self._encode_late(held, held.late)
+                encoded += held.count
             held.sequence = self._stream.reserve(held.count)
             for road in self._roads:
                 if road.name not in held.skip:
-                    road.todo.append(held)
+                    self._line_up(road, held)
             for offset, event in enumerate(held.events or ()):
                 self._stream.place(event, held.sequence + offset)
-            self._taken_in = held.before + held.count
+            self._taken_in = end
         while self._ended:
             self._finish(self._ended.popleft())
 
@@ -440,6 +521,8 @@ class DurableDelivery(Feeder):
                 break
             road.took(held)
             taken.append(held)
+        if road.loose > self._most_loose and not lane.works:
+            self._shed(road)
         return taken
 
     def _emit_one(self, road: Road, event: Event, held: Held) -> None:
@@ -485,7 +568,10 @@ class DurableDelivery(Feeder):
         """Let go of the events once a lane has them; a lane that is full will read them from the journal."""
         if held.events is not None and (held.untaken == 0 or held.source is not None):
             held.events = None
-            self._let_go += held.count
+            if held.loose:
+                self._loose_out += held.count
+            else:
+                self._let_go += held.count
 
     def _count_fed(self) -> None:
         """Everything before the first unit that some lane has not taken was fed."""
@@ -673,10 +759,8 @@ class DurableDelivery(Feeder):
         if not self._pumping.acquire(timeout=1.0):
             return False  # the feeder hangs in a disk that does not answer; the next start finds the journal
         try:
-            self._take_in()
-            self._settle()
+            left = self._last_account()
             self._save_cursors()
-            left = list({id(held): held for road in self._roads for held in road.unsettled()}.values())
             for source in self._sources:
                 try:
                     source.journal.close(remove=source.done)
@@ -692,6 +776,31 @@ class DurableDelivery(Feeder):
             self._pumping.release()
         self._say_left(left)
         return not left and not undecided
+
+    def last_words(self) -> None:
+        """The process ends at once: leave in the journal that it took along what was in no journal."""
+        if self._pumper != threading.get_ident() and self._pumping.acquire(timeout=TICK):
+            try:
+                self._last_account()
+            finally:
+                self._pumping.release()
+
+    def _last_account(self) -> list[Held]:
+        """Units that some exporter does not have; those that end with the process are accounted for."""
+        while self._inbox or self._ended:
+            self._take_in()
+        self._settle()
+        left = self._unsettled()
+        lost = sum(held.count for held in left if held.source is None and not held.outboxed)
+        if lost:
+            self._lost(ENDED, lost)
+            self._witness(now=True)
+            self._take_in()
+            left = self._unsettled()
+        return left
+
+    def _unsettled(self) -> list[Held]:
+        return list({id(held): held for road in self._roads for held in road.unsettled()}.values())
 
     def _say_left(self, left: list[Held]) -> None:
         kept = sum(held.count for held in left if held.source is not None)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from otel_activity.delivery.lane import Lane
     from otel_activity.delivery.records import Record
+    from otel_activity.events import Unit
 
 __all__ = [
     "ABORTED",
@@ -239,6 +240,8 @@ class Held(msgspec.Struct, eq=False, gc=False):
         unconfirmed: exporters that have not confirmed it.
         origin: resource of the process that it is from, if that is another one and no journal says so.
         outboxed: it is in an outbox until it is confirmed.
+        loose: it is in memory alone because that is its delivery class.
+        late: the unit whose entries are to be encoded when it is fed.
     """
 
     count: int
@@ -256,6 +259,8 @@ class Held(msgspec.Struct, eq=False, gc=False):
     before: int = 0
     origin: dict[str, Any] | None = None
     outboxed: bool = False
+    loose: bool = False
+    late: Unit | None = None
 
     @property
     def number(self) -> int:
@@ -334,6 +339,7 @@ class Road:
         events: of the first of them, while it is being handed over.
         at: how many of these were handed over.
         gone: how many of those the lane never got, because they could not be emitted.
+        loose: events of the units to do that are in memory alone by choice.
     """
 
     def __init__(self, lane: Lane) -> None:
@@ -343,6 +349,7 @@ class Road:
         self.events: list[Event] | None = None
         self.at = 0
         self.gone = 0
+        self.loose = 0
         self._taken: deque[tuple[int, Held]] = deque()
         self._fed = 0
 
@@ -352,13 +359,47 @@ class Road:
         next_up = self.todo[0] if self.todo and self.events is None else None
         return self.lane.ahead if next_up is not None and next_up.events is None else self.lane.capacity
 
+    def add(self, held: Held) -> None:
+        """A unit is to be taken by the lane."""
+        self.todo.append(held)
+        if held.loose:
+            self.loose += held.count
+
     def took(self, held: Held) -> None:
         """The lane has taken the first unit whole."""
         self.todo.popleft()
+        if held.loose:
+            self.loose -= held.count
         self._fed += self.at - self.gone
         self._taken.append((self._fed, held))
         self.events = None
         held.untaken -= 1
+
+    def shed(self, most: int) -> list[Held]:
+        """Take away what would keep more than so many events in memory for a lane that does not work.
+
+        A unit in a journal can wait there. One that is being handed over stays.
+        """
+        kept = 0
+        todo: deque[Held] = deque()
+        gone: list[Held] = []
+        fed = None if self.events is None else self.todo[0]
+        for held in self.todo:
+            if held.loose and held is not fed and kept + held.count > most:
+                gone.append(held)
+                continue
+            kept += held.count if held.loose else 0
+            todo.append(held)
+        for held in gone:
+            self.turned_away(held)
+        self.todo, self.loose = todo, kept
+        return gone
+
+    @staticmethod
+    def turned_away(held: Held) -> None:
+        """The lane will never have the unit."""
+        held.untaken -= 1
+        held.unconfirmed -= 1
 
     def settled(self) -> Iterator[Held]:
         """Units that the exporter confirmed, each once. Exporters confirm in the order they were fed."""

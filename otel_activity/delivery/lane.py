@@ -104,15 +104,25 @@ class Lane:
                 self._ages.came(self.entered, self.entered - 1 - self.pending)
                 self.pending += 1
                 return True
-            self.dropped += 1
+        self.turn_away(1)
         if self.lost is not None:
             self.lost(self.name, QUEUE_FULL, 1)
+        return False
+
+    def turn_away(self, count: int) -> None:
+        """Count events that found no room, and say so."""
+        with self._changed:
+            self.dropped += count
         self._say(
             logging.ERROR,
             f"{self.name} does not keep up: {self.dropped} events dropped so far "
             f"({self.trouble or 'too many events'}); raise OTEL_BLRP_MAX_QUEUE_SIZE={self.capacity}",
         )
-        return False
+
+    @property
+    def works(self) -> bool:
+        """Whether the exporter takes events, so that waiting for it makes sense."""
+        return self.holds(0)
 
     @property
     def clogged(self) -> bool:

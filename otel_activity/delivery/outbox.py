@@ -12,16 +12,17 @@ import msgspec
 
 from otel_activity.delivery.feeder import REPEAT, TICK
 from otel_activity.delivery.lane import log_safely
-from otel_activity.errors import ActivityError
+from otel_activity.errors import ActivityError, OutboxError, StoreUnavailable
 from otel_activity.events import Event  # noqa: TC001 - msgspec reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from otel_activity.delivery.holding import Held
+    from otel_activity.events import Courier, Outlet
     from otel_activity.ports import Outbox, OutboxReader, OutboxRow
 
-__all__ = ["OutboxDrain", "decode_row", "encode_rows"]
+__all__ = ["NoOutbox", "OutboxDrain", "decode_row", "encode_rows"]
 
 _BATCH: Final = 1024
 """Rows that one round takes."""
@@ -70,6 +71,37 @@ def decode_row(text: str) -> Event:
     packed = _decode(text)
     packed.event.trace_id = int(packed.trace, 16)
     return packed.event
+
+
+class NoOutbox:
+    """A `ports.Outbox` for a process that cannot have one: what asks for it is not committed.
+
+    Args:
+        why: it cannot, and what to do about it.
+    """
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def write(self, outlet: Outlet, events: str, resource: str) -> Courier | None:
+        """Refuse.
+
+        Raises:
+            OutboxError: always.
+        """
+        raise OutboxError(f"not committed, because {self._why}")
+
+    def addresses(self) -> Sequence[str]:
+        """None."""
+        return ()
+
+    def reader(self, address: str) -> OutboxReader:
+        """There is nothing to read.
+
+        Raises:
+            StoreUnavailable: always.
+        """
+        raise StoreUnavailable(self._why)
 
 
 class _Late:

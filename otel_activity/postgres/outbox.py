@@ -81,32 +81,37 @@ class PostgresOutbox:
                 f"not committed, because strict delivery needs PostgreSQL, not {outlet.system}; "
                 "use OTEL_ACTIVITY_DELIVERY=durable"
             )
-        if outlet.url not in self._known:
-            self._known[outlet.url] = conninfo_of(outlet.url)
         if outlet.joins and _takes_scripts(outlet.connection):
-            return partial(self._with_commit, outlet.connection, resource, events)
+            return partial(self._with_commit, outlet, resource, events)
         query = self._numeric if outlet.driver == "asyncpg" else self._format
         try:
             with closing(outlet.connection.cursor()) as cursor:
                 cursor.execute(query, (resource, events))
         except Exception as error:
             raise OutboxError(self._refusal(error)) from error
+        self._know(outlet)
         return None
 
-    def _with_commit(
-        self, connection: psycopg.Connection[Any], resource: str, events: str, commit: Callable[[], Any]
-    ) -> Any:
+    def _know(self, outlet: Outlet) -> None:
+        """There may be rows in that database now."""
+        if outlet.url not in self._known:
+            self._known[outlet.url] = conninfo_of(outlet.url)
+
+    def _with_commit(self, outlet: Outlet, resource: str, events: str, commit: Callable[[], Any]) -> Any:
         """One simple query of two statements: the server executes the second only if the first succeeded.
 
         Not psycopg's pipeline, whose end waits for the server once more.
         """
+        connection: psycopg.Connection[Any] = outlet.connection
         try:
             with psycopg.ClientCursor(connection) as cursor:
                 cursor.execute(self._script, (resource, events))
         except Exception as error:
             if connection.info.transaction_status in _OPEN:
                 raise OutboxError(self._refusal(error)) from error
+            self._know(outlet)
             raise  # what became of the COMMIT itself
+        self._know(outlet)
         return commit()  # psycopg sends nothing: no transaction is open
 
     def _refusal(self, error: Exception) -> str:
