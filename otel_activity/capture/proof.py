@@ -32,6 +32,8 @@ __all__ = ["Cluster", "ProofReader"]
 
 _logger: Final = logging.getLogger("otel_activity")
 _KEY: Final = "otel_activity.cluster"
+_FUNCTION: Final = "pg_current_xact_id_if_assigned"
+_DENIED: Final = "42501"
 _DRIVERS: Final = ("psycopg.", "psycopg2.", "sqlalchemy.dialects.postgresql.")
 
 
@@ -46,6 +48,8 @@ class Cluster(NamedTuple):
     timeline: int
     database: str
     run: str
+    refusals: int = 0
+    """Of that database until then: what was found out before another one no longer counts."""
 
 
 class ProofReader:
@@ -61,6 +65,7 @@ class ProofReader:
         self._probe = _sql("probe_proof")
         self._read = _sql("read_transaction")
         self._told = False
+        self._refusals: dict[tuple[str, str], int] = {}
 
     def install(self) -> None:
         """Listen to all pools there are and will be; connections that are open already stay unproven."""
@@ -75,10 +80,16 @@ class ProofReader:
         found = fairy.info.get(_KEY)
         if not isinstance(found, Cluster):
             return None
+        if self._refusals and self._refused(found):
+            return None
         if self._seen is not None and (found.system, url) not in self._known:
             self._known.add((found.system, url))
             self._seen(found.system, url)
         return found
+
+    def _refused(self, cluster: Cluster) -> bool:
+        """Whether the database has refused the function since the connection was probed."""
+        return cluster.refusals != self._refusals.get((cluster.system, cluster.database), 0)
 
     # --- probing -----------------------------------------------------------------------------
 
@@ -104,7 +115,10 @@ class ProofReader:
         if not allowed:
             self._tell("EXECUTE on pg_current_xact_id_if_assigned() is revoked")
             return None
-        return None if timeline is None else Cluster(system, int(timeline, 16), database, run or "")
+        if timeline is None:
+            return None
+        refusals = self._refusals.get((system, database), 0)
+        return Cluster(system, int(timeline, 16), database, run or "", refusals)
 
     def _tell(self, why: str) -> None:
         if not self._told:
@@ -120,7 +134,9 @@ class ProofReader:
 
     def wanted(self, transaction: Transaction) -> bool:
         """Whether the next write is the one that the id is read with."""
-        return transaction.cluster is not None and transaction.xid is None and not transaction.autocommit
+        if transaction.cluster is None or transaction.xid is not None or transaction.autocommit:
+            return False
+        return not self._refusals or not self._refused(transaction.cluster)
 
     def can_pipeline(self, dialect: Any, raw: Any) -> bool:
         """Whether the query can go with the statement, in one round trip."""
@@ -128,10 +144,14 @@ class ProofReader:
 
     def execute(self, transaction: Transaction, raw: Any, send: Callable[[], Any]) -> Any:
         """Send the application's statement and the query together (psycopg)."""
-        with raw.pipeline():
-            result = send()
-            cursor = raw.cursor(row_factory=None)
-            cursor.execute(self._read, prepare=False)
+        try:
+            with raw.pipeline():
+                result = send()
+                cursor = raw.cursor(row_factory=None)
+                cursor.execute(self._read, prepare=False)
+        except Exception as error:
+            self._notice(transaction, error)
+            raise
         try:
             self._note(transaction, cursor.fetchone())
         except Exception:  # noqa: BLE001 - the statement succeeded; its transaction only stays unproven
@@ -139,11 +159,35 @@ class ProofReader:
         return result
 
     def read(self, transaction: Transaction, raw: Any) -> None:
-        """Send the query by itself, after the application's statement."""
+        """Send the query by itself, after the application's statement.
+
+        Raises:
+            Exception: the server refuses it. Its transaction is over then, and a COMMIT would roll it back
+                without a word: the application must hear of it.
+        """
         try:
-            self._note(transaction, _row(raw, self._read))
-        except Exception:  # noqa: BLE001 - hooks never raise into the application
+            row = _row(raw, self._read)
+        except Exception as error:
+            self._notice(transaction, error)
+            raise
+        try:
+            self._note(transaction, row)
+        except Exception:  # noqa: BLE001 - the statement succeeded; its transaction only stays unproven
             internal_error("the id of a transaction")
+
+    def _notice(self, transaction: Transaction, error: Exception) -> None:
+        """If EXECUTE was revoked after the probe, that ended this transaction; it is to end no other."""
+        code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        cluster = transaction.cluster
+        if cluster is None or code != _DENIED or _FUNCTION not in str(error):
+            return
+        self._refusals[cluster.system, cluster.database] = cluster.refusals + 1
+        _logger.error(
+            "otel_activity: a transaction failed because EXECUTE on %s was revoked while its connection was "
+            "open; transactions on the other open connections are not proven from here on; grant it again, or "
+            "set OTEL_ACTIVITY_COMMIT_PROOF=off",
+            _FUNCTION,
+        )
 
     @staticmethod
     def _note(transaction: Transaction, row: Any) -> None:

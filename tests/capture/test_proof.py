@@ -183,6 +183,51 @@ def test_a_revoked_function_is_never_called(
     scene.check()
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_function_that_is_revoked_later_costs_one_transaction(
+    scene: Scene, recorder: Proofs, without_proof: Engine, driver: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of all open connections one notices, and its transaction fails; the others go on, unproven."""
+    revoke = "REVOKE EXECUTE ON FUNCTION pg_current_xact_id_if_assigned() FROM public"
+    grant = "GRANT EXECUTE ON FUNCTION pg_current_xact_id_if_assigned() TO public"
+    engine = create_engine(without_proof.url.set(drivername=f"postgresql+{driver}"))
+    with psycopg.connect(scene.dsn, autocommit=True) as admin:
+        admin.execute(grant)
+        sessions = [Session(engine) for _ in range(3)]
+        for session in sessions:
+            session.add(Account(name="proven"))
+            session.commit()
+            session.connection()
+        admin.execute(revoke)
+        ends = [committed(session) for session in sessions]
+        ends += [committed(session) for session in sessions]
+        assert ends == [False, True, True, True, True, True]
+        assert [proof is not None for proof in recorder.proofs] == [True] * 3 + [False] * 5
+        said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert len(said) == 1
+        assert "pg_current_xact_id_if_assigned was revoked" in said[0]
+        admin.execute(grant)
+        engine.dispose()
+        assert committed(sessions[0])
+        assert recorder.proofs[-1] is not None
+        for session in sessions:
+            session.close()
+        engine.dispose()
+    caplog.clear()
+    scene.check()
+
+
+def committed(session: Session) -> bool:
+    """Whether a transaction with one row can be committed."""
+    try:
+        session.add(Account(name="later"))
+        session.commit()
+    except exc.DBAPIError:
+        session.rollback()
+        return False
+    return True
+
+
 def test_connections_that_were_open_before_stay_unproven(bracket_databases: tuple[str, str]) -> None:
     """Nothing is sent on a connection that was not probed when it was made."""
     engine = create_engine(url_of(bracket_databases[0], "psycopg"))
