@@ -126,6 +126,11 @@ def _failing(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str
         yield int(lane["trouble"] is not None), component(name)
 
 
+def _circuit(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str]]]:
+    for name, lane in found.get("exporters", {}).items():
+        yield int(lane["circuit"] != "closed"), component(name)
+
+
 def _connections(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str]]]:
     for pool in found.get("pools", ()):
         named = {_POOL_NAME: pool.name}
@@ -236,6 +241,13 @@ READINGS: Final[tuple[Reading, ...]] = (
         "{exporter}",
         "1 while the last attempt of an exporter failed, else 0.",
         _failing,
+    ),
+    Reading(
+        "otel_activity.export.circuit",
+        "gauge",
+        "{exporter}",
+        "1 while the circuit breaker of an exporter is open (or half-open: being probed), else 0.",
+        _circuit,
     ),
     Reading(
         "otel_activity.unit.undecided",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from otel_activity.delivery.backoff import Backoff
+from otel_activity.delivery.backoff import Backoff, Breaker
 from otel_activity.delivery.directory import concern, journal_directory, service_directory
 from otel_activity.delivery.durable import DurableDelivery
 from otel_activity.delivery.feeder import Overflow, Stream
@@ -17,6 +17,7 @@ from otel_activity.delivery.strict import StrictDelivery
 
 __all__ = [
     "Backoff",
+    "Breaker",
     "DurableDelivery",
     "GapLog",
     "Heartbeat",

@@ -311,9 +311,8 @@ class Feeder:
     def _lost_one(self, sequence: int | None = None) -> None:
         self.dropped += 1
         self._lost(NOT_ENCODED, 1, first=sequence)
-        log_safely(
-            logging.ERROR, "otel_activity: internal error while encoding an event; it is lost", exc_info=True
-        )
+        line = f"internal error while encoding an event; it is lost ({self.dropped} dropped so far)"
+        self._say("encode", logging.ERROR, line, exc_info=True)
 
     def _expired(self) -> bool:
         return self._until is not None and time.monotonic() >= self._until
@@ -400,11 +399,11 @@ class Feeder:
             "exporters": {lane.name: lane.metrics() for lane in self.lanes},
         }
 
-    def _say(self, about: str, level: int, line: str) -> None:
+    def _say(self, about: str, level: int, line: str, *, exc_info: bool = False) -> None:
         """One line a minute about one thing: every commit of an outage comes here, even that of a log
         handler which writes to the audited database.
         """
         now = time.monotonic()
         if now - self._said.get(about, -REPEAT) >= REPEAT:
             self._said[about] = now
-            log_safely(level, "otel_activity: %s", line)
+            log_safely(level, "otel_activity: %s", line, exc_info=exc_info)

@@ -9,12 +9,14 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_activity.delivery.ages import Ages
-from otel_activity.delivery.backoff import Backoff
+from otel_activity.delivery.backoff import Breaker
 from otel_activity.delivery.gaps import ENDED, QUEUE_FULL, REJECTED
 from otel_activity.errors import ExportError, without_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from otel_activity.delivery.backoff import Backoff
 
 __all__ = ["Lane", "log_safely"]
 
@@ -56,6 +58,7 @@ class Lane:
         quarantined: events that the store put aside for what they contain; they are confirmed, too.
         retries: attempts that failed.
         trouble: why the last attempt failed; None while the exporter works.
+        breaker: decides when an exporter that fails is tried again.
         entered: events that were ever let in; `entered - pending` of them have left, in this order.
         settled: events that left, and all that entered before them too: none of them is needed any more.
         kept: what is left at the end is in a journal, so it is not lost.
@@ -70,7 +73,7 @@ class Lane:
         self.dropped = self.rejected = self.quarantined = 0
         self.retries = 0
         self.trouble: str | None = None
-        self._backoff = backoff or Backoff()
+        self.breaker = Breaker(backoff)
         self._deadline: float | None = None
         self._said: dict[int, float] = {}
         self.entered = self.settled = 0
@@ -93,6 +96,7 @@ class Lane:
         self.confirmed = self.dropped = self.retries = self.entered = self.settled = 0
         self.rejected = self.quarantined = 0
         self.trouble = None
+        self.breaker.after_fork()
 
     # --- the feeding side --------------------------------------------------------------------
 
@@ -172,9 +176,9 @@ class Lane:
         Returns False if the process ended first. Other exceptions are treated alike: a bug in an exporter
         must not lose a batch, nor end its thread.
         """
-        delays = self._backoff.delays()
         while not self._out_of_time():
             self._since = time.monotonic()
+            self.breaker.trying()
             try:
                 attempt()
             except ExportError as error:
@@ -186,13 +190,14 @@ class Lane:
                 log_safely(logging.DEBUG, "otel_activity: %s raised", self.name, exc_info=True)
             else:
                 self._attempted(None)
+                self.breaker.succeeded()
                 self.confirm(count)
                 if in_order:
                     self.settle(count)
                 return True
             finally:
                 self._since = None
-            self._wait(next(delays))
+            self._wait(self.breaker.failed())
         # A later batch may still get through: what it settles does not stand for this one.
         self._gave_up = True
         return False
@@ -257,6 +262,7 @@ class Lane:
             "rejected": self.rejected,
             "quarantined": self.quarantined,
             "retries": self.retries,
+            "circuit": self.breaker.state,
             "trouble": self.trouble,
         }
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from otel_activity import semconv
-from otel_activity.delivery import Backoff, DurableDelivery, Overflow, journal
+from otel_activity.delivery import Backoff, Breaker, DurableDelivery, Overflow, journal
 from otel_activity.delivery.records import HEADER_SIZE, Damage, Record, scan
 from otel_activity.errors import ConfigurationError
 from tests.delivery.test_queued import Broken, Note, Road, unit, wait_for
@@ -52,7 +52,7 @@ class World:
     def road(self, name: str = "road", capacity: int = 1000, *, down: bool = False) -> Road:
         made = Road(capacity)
         made.lane.name = name
-        made.lane._backoff = Backoff(first=0.001, most=0.002)
+        made.lane.breaker = Breaker(Backoff(first=0.001, most=0.002))
         made.down = down
         self.roads.append(made)
         return made
@@ -362,6 +362,16 @@ def test_one_odd_entry_costs_only_itself(world: World, caplog: pytest.LogCapture
     assert flush(delivery)
     assert ids(road) == [1, 2]
     assert "internal error while encoding" in caplog.text
+
+
+def test_odd_entries_are_counted_each_and_said_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug that hits every transaction costs a counter each, and not a traceback each in the log."""
+    delivery = world.delivery(world.road())
+    for number in range(200):
+        bracket(delivery, unit(number, kind=Broken))
+    assert flush(delivery)
+    assert delivery.metrics()["dropped"] == 200
+    assert caplog.text.count("internal error while encoding") == 1
 
 
 def test_a_directory_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
