@@ -184,7 +184,7 @@ class ProofReader:
         self._refusals[cluster.system, cluster.database] = cluster.refusals + 1
         _logger.error(
             "otel_activity: a transaction failed because EXECUTE on %s was revoked while its connection was "
-            "open; transactions on the other open connections are not proven from here on; grant it again, or "
+            "open; transactions on other open connections are not proven from here on; grant it again, or "
             "set OTEL_ACTIVITY_COMMIT_PROOF=off",
             _FUNCTION,
         )
