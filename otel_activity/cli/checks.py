@@ -167,7 +167,7 @@ def _why(name: str, environ: Mapping[str, str]) -> str:
 
 def _journal(settings: Settings, environ: Mapping[str, str]) -> Check:
     """Whether a process started from here could write its journal, and where it would stand."""
-    if settings.delivery == "best_effort":
+    if settings.deliveries == {"best_effort"}:
         text = "none: events are lost with the process (best_effort)"
         return Check("journal", Level.WARN, text, "set OTEL_ACTIVITY_DELIVERY=durable")
     try:

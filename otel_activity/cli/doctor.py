@@ -69,6 +69,7 @@ def doctor(
         return
     checks = environment_checks(os.environ, interactive=sys.stdout.isatty(), dsn_given=dsn is not None)
     checks += _store_checks(dsn, schema)
+    checks += _outbox_checks()
     _write(checks, as_json)
     if any(check.level is Level.FAIL for check in checks):
         ctx.exit(EXIT_FAILED)
@@ -87,13 +88,29 @@ def _store_checks(dsn: str | None, schema: str) -> list[Check]:
     return store_checks(dsn, schema, exporting=exporting)
 
 
+def _outbox_checks() -> list[Check]:
+    settings = _readable_settings()
+    if settings is None or not settings.active or "strict" not in settings.deliveries:
+        return []
+    try:
+        from otel_activity.cli.storechecks import outbox_check
+    except ImportError:  # reported by the check of the store
+        return []
+    return [outbox_check(settings)]
+
+
 def _exporters() -> tuple[str, ...]:
+    settings = _readable_settings()
+    return () if settings is None else settings.exporters
+
+
+def _readable_settings() -> Settings | None:
     from otel_activity.errors import ConfigurationError
 
     try:
-        return Settings.from_env().exporters
+        return Settings.from_env()
     except ConfigurationError:  # reported by the check of the settings
-        return ()
+        return None
 
 
 # --- output ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from otel_activity.cli.checks import Check, Level
 from otel_activity.cli.schema import describe
 from otel_activity.errors import ActivityError
 from otel_activity.postgres import schema as store_schema
+from otel_activity.postgres.outbox import outbox_facts
 from otel_activity.settings import mask_dsn
 from otel_activity.store.health import inspect_contents, inspect_server
 
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from otel_activity.postgres.schema import SchemaStatus
+    from otel_activity.settings import Settings
     from otel_activity.store.health import Contents, Server
 
-__all__ = ["store_checks"]
+__all__ = ["outbox_check", "store_checks"]
 
 CLOCK_LIMIT: Final = 2.0
 """Seconds that two clocks may differ: more, and the order of events of two machines misleads."""
@@ -48,6 +50,26 @@ def store_checks(dsn: str, schema: str, *, exporting: bool) -> list[Check]:
         text, _, fix = str(error).rpartition("; ")
         checks.append(Check("store", Level.FAIL, text or fix, fix if text else None))
     return checks
+
+
+def outbox_check(settings: Settings) -> Check:
+    """Whether the transactions of strict events would find their outbox."""
+    dsn, schema = settings.proof_dsn, settings.postgres_schema
+    if dsn is None:
+        text = "not checked: strict delivery needs one in the application's database, which is not named"
+        return Check("outbox", Level.WARN, text, "set OTEL_ACTIVITY_PROOF_DSN to have it checked")
+    try:
+        facts = outbox_facts(dsn, schema)
+    except ActivityError as error:
+        text, _, fix = str(error).rpartition("; ")
+        return Check("outbox", Level.FAIL, text or fix, fix if text else None)
+    if not facts.exists:
+        text = f"there is no {schema}.outbox in {facts.database}: no transaction with a strict event commits"
+        return Check("outbox", Level.FAIL, text, "run `otel-activity schema apply --outbox DSN`")
+    if not facts.can_insert:
+        text = f"{facts.role} may not write into {schema}.outbox of {facts.database}"
+        return Check("outbox", Level.WARN, text, "grant INSERT on it to the application's role")
+    return Check("outbox", Level.OK, f"{schema}.outbox in {facts.database}")
 
 
 def _server(server: Server, dsn: str) -> Iterator[Check]:

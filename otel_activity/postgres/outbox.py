@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from otel_activity.events import Courier, Outlet
     from otel_activity.postgres.connection import PatientConnection
 
-__all__ = ["OutboxReader", "PostgresOutbox", "apply_outbox", "outbox_sql"]
+__all__ = ["OutboxFacts", "OutboxReader", "PostgresOutbox", "apply_outbox", "outbox_facts", "outbox_sql"]
 
 _PATIENCE: Final = 30.0
 _MISSING: Final = frozenset({"42P01", "3F000", "42703"})  # table, schema, column
@@ -50,6 +50,37 @@ def apply_outbox(dsn: str, schema: str = "activity") -> None:
                 connection.execute(statement("outbox", schema), prepare=False)
         except psycopg.Error as error:
             raise store_failure(error, schema) from error
+
+
+class OutboxFacts(NamedTuple):
+    """What a database says of its outbox.
+
+    Attributes:
+        role: that asked.
+        database: its name.
+        exists: whether there is one.
+        can_insert: whether the role may write into it.
+    """
+
+    role: str
+    database: str
+    exists: bool
+    can_insert: bool
+
+
+def outbox_facts(dsn: str, schema: str = "activity") -> OutboxFacts:
+    """Look at the outbox of a database.
+
+    Raises:
+        StoreUnavailable, StoreRefused: as the server answered.
+    """
+    with closing(connect(dsn)) as connection:
+        try:
+            query = statement("outbox_facts", schema)
+            (row,) = connection.execute(query, {"schema": schema}).fetchall()
+        except psycopg.Error as error:
+            raise store_failure(error, schema) from error
+    return OutboxFacts(*row)
 
 
 class PostgresOutbox:

@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from otel_activity.postgres.outbox import apply_outbox
 from otel_activity.settings import FIELDS
 from tests.cli.support import json_lines, run
 from tests.store.support import make_event, store
@@ -111,6 +112,31 @@ def test_each_mistake_has_its_line(variables: dict[str, str], check: str, level:
     assert "s3cret" not in str(checks)
     if level == "FAIL":
         assert status == 1
+
+
+def test_the_outbox_is_looked_for_where_an_event_may_be_strict(store_dsn: str) -> None:
+    """By rule or by default: a missing outbox fails, one that is there passes, an unknown database warns."""
+    rules = {"OTEL_ACTIVITY_DELIVERY_RULES": "Invoice=strict"}
+    strict = {"OTEL_ACTIVITY_DELIVERY": "strict"}
+    there = {"OTEL_ACTIVITY_PROOF_DSN": store_dsn}
+    assert "outbox" not in examine(store_dsn, **there)[1]
+    assert examine(store_dsn, **rules)[1]["outbox"]["status"] == "warn"
+    for asked in (rules, strict):
+        status, checks = examine(store_dsn, **asked, **there)
+        assert (status, checks["outbox"]["status"]) == (1, "FAIL")
+        assert "schema apply --outbox" in checks["outbox"]["fix"]
+    apply_outbox(store_dsn)
+    for asked in (rules, strict):
+        status, checks = examine(store_dsn, **asked, **there)
+        assert (status, checks["outbox"]["status"]) == (0, "ok")
+
+
+def test_best_effort_by_default_still_checks_the_journal_that_rules_need(store_dsn: str) -> None:
+    """Only a service that asks for nothing better has none."""
+    best = {"OTEL_ACTIVITY_DELIVERY": "best_effort"}
+    assert "best_effort" in examine(store_dsn, **best)[1]["journal"]["message"]
+    row = examine(store_dsn, **best, OTEL_ACTIVITY_DELIVERY_RULES="Invoice=durable")[1]["journal"]
+    assert "best_effort" not in row["message"]
 
 
 def test_settings_lists_every_setting_masked() -> None:

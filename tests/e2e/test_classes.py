@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import otel_activity
@@ -139,6 +141,67 @@ def test_one_transaction_with_every_class(database: str, engine: Engine) -> None
     assert len(column(database, "SELECT DISTINCT stream_id FROM activity.events")) == 1
     assert column(database, "SELECT count(*) FROM activity.outbox") == [0]
     assert otel_activity.get_queue_metrics()["outbox"]["drained"] == 2
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_savepoints_and_two_phases_take_every_class_along(database: str, driver: str) -> None:
+    """What a savepoint took away is in no part; a prepared transaction's parts wait for its end."""
+    start(database, delivery_rules=RULES)
+    engine = create_engine(database.replace("postgresql://", f"postgresql+{driver}://"))
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([Invoice(), Visit(), Order()])
+        session.flush()
+        with session.begin_nested() as nested:
+            session.add_all([Invoice(), Visit(), Order()])
+            session.flush()
+            nested.rollback()
+        session.commit()
+    for end in ("commit", "rollback"):
+        with Session(engine, twophase=True) as session:
+            session.add_all([Invoice(), Visit(), Order()])
+            session.flush()
+            session.prepare()
+            getattr(session, end)()
+    engine.dispose()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert Counter(name for name, _ in stored(database)) == {"Invoice": 2, "Order": 2, "Visit": 2}
+    assert otel_activity.get_queue_metrics()["journal"]["units"] == 0
+
+
+def test_asyncpg_splits_its_transactions(database: str, engine: Engine) -> None:
+    """The async driver commits with every class, and a rollback takes all of it away."""
+    start(database, delivery_rules=RULES)
+
+    async def shop() -> None:
+        async_engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
+        async with AsyncSession(async_engine) as session:
+            session.add_all([Invoice(), Visit(), Order()])
+            await session.commit()
+            session.add_all([Invoice(), Visit(), Order()])
+            await session.flush()
+            await session.rollback()
+        await async_engine.dispose()
+
+    asyncio.run(shop())
+    assert otel_activity.flush_queue(PATIENCE)
+    fates = [("Invoice", "proven"), ("Order", "reported"), ("Visit", "reported")]
+    assert sorted(stored(database)) == fates
+
+
+def test_under_autocommit_strict_is_journaled(database: str, engine: Engine) -> None:
+    """A statement that commits by itself has no transaction to share, whatever its class."""
+    start(database, delivery_rules=RULES)
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with Session(alone) as session:
+        session.add_all([Invoice(), Visit()])
+        session.commit()
+    log_user_action("order.pay")
+    assert otel_activity.flush_queue(PATIENCE)
+    assert Counter(stored(database)) == Counter(
+        [("Invoice", "reported"), ("Visit", "reported"), ("order.pay", None)]
+    )
+    assert otel_activity.get_queue_metrics()["outbox"]["drained"] == 0
 
 
 def test_best_effort_writes_nothing_on_the_request_path(database: str, engine: Engine) -> None:
