@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ SETS = (
     ("gateway",),
     ("gateway", "tls"),
     ("agent", "tls"),
-    ("agent", "kafka-agent"),
-    ("gateway", "kafka-gateway"),
+    ("kafka-agent",),
+    ("kafka-gateway",),
 )
 FILES = ("agent", "gateway", "tls", "kafka-agent", "kafka-gateway")
 VARIABLE = re.compile(r"\$\{env:(COLLECTOR_\w+)(?::-([^}]*))?\}")
@@ -118,6 +119,49 @@ def test_the_gateway_is_the_agent_with_redaction() -> None:
     assert gateway == agent
 
 
+def test_the_kafka_agent_is_the_agent_with_another_exporter() -> None:
+    """Only where audit events go differs."""
+    agent, kafka = load("agent"), load("kafka-agent")
+    exporter, store = kafka["exporters"].pop("kafka/audit"), agent["exporters"].pop("otlp_grpc/store")
+    assert exporter["sending_queue"] == store["sending_queue"]
+    assert exporter["retry_on_failure"] == store["retry_on_failure"]
+    assert exporter["producer"]["required_acks"] == "all"
+    audit = kafka["service"]["pipelines"]["logs/audit"]
+    assert audit["exporters"] == ["kafka/audit", "count"]
+    audit["exporters"] = ["otlp_grpc/store", "count"]
+    assert kafka == agent
+
+
+def test_the_kafka_gateway_is_the_gateway_with_another_receiver() -> None:
+    """Only where audit events come from differs, and that Kafka is the queue."""
+    gateway, kafka = load("gateway"), load("kafka-gateway")
+    receiver = kafka["receivers"].pop("kafka/audit")
+    assert receiver["autocommit"] == {"enable": False}
+    assert receiver["message_marking"] == {"after": True, "on_error": False, "on_permanent_error": False}
+    exporter, store = kafka["exporters"]["otlp_grpc/store"], gateway["exporters"]["otlp_grpc/store"]
+    for name in ("sending_queue", "retry_on_failure"):
+        assert exporter.pop(name) == {"enabled": False}
+        del store[name]
+    del gateway["extensions"]["file_storage/audit"]
+    gateway["service"]["extensions"].remove("file_storage/audit")
+    gateway["service"]["pipelines"]["logs/audit"]["receivers"] = ["kafka/audit", "otlp"]
+    assert kafka == gateway
+
+
+def test_every_set_that_the_readme_names_is_validated() -> None:
+    """What the table says to take, and every command with --config, is among the sets above."""
+    readme = (CONFIGURATIONS / "README.md").read_text()
+    table = "\n".join(line for line in readme.splitlines() if line.startswith("| "))
+    taken = set(re.findall(r"`([\w-]+)[.]yaml`(?: [+] `([\w-]+)[.]yaml`)?", table)) - {("compose", "")}
+    texts = [readme, *((CONFIGURATIONS / f"{name}.yaml").read_text() for name in FILES)]
+    commands = [line for each in texts for line in each.splitlines() if "--config" in line]
+    found = (tuple(re.findall(r"--config (?:[\w-]+/)?([\w-]+)[.]yaml", line)) for line in commands)
+    run = {names for names in found if names}  # Kafka's tools have an option of that name, too
+    named = {tuple(filter(None, each)) for each in taken if each != ("tls", "")} | run
+    assert ("gateway", "tls") in named
+    assert named <= set(SETS)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_addresses_are_loopback_unless_said_otherwise(name: str) -> None:
     """Every default that is an address is one of this machine."""
@@ -150,8 +194,60 @@ def test_compose_refers_to_what_exists() -> None:
         if build := service.get("build"):
             assert (CONFIGURATIONS / build["context"] / build["dockerfile"]).is_file()
         assert set(service.get("depends_on", ())) <= set(services)
+        assert set(service.get("secrets", ())) <= set(compose["secrets"])
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), f"{name}: {port} is open to the network"
+
+
+def compose(program: Path, directory: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Load a compose file as Compose does; this loader puts in no variables."""
+    directory.joinpath("compose.yaml").write_text(text)
+    command = [str(program), "-format", "json", "compose.yaml"]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
+
+
+def compose_text() -> str:
+    """The compose file, with a value for each variable that its first lines tell people to set."""
+    return re.sub(r"[$][{]\w+(:[?][^}]*)?[}]", "value", (CONFIGURATIONS / "compose.yaml").read_text())
+
+
+@pytest.mark.external
+def test_compose_accepts(compose_program: Path, tmp_path: Path) -> None:
+    """Compose's own loader, which knows the schema, finds no fault; no container has an open port."""
+    done = compose(compose_program, tmp_path, compose_text())
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    ports = [port for service in services.values() for port in service.get("ports", ())]
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
+    for name, service in services.items():
+        image = service.get("image", "built:here")
+        assert ":" in image, f"{name}: {image} has no version"
+        assert not image.endswith(":latest"), name
+    assert services["collector"]["image"].endswith(f":{load('builder')['dist']['version']}")
+
+
+@pytest.mark.external
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("restart: unless-stopped", "restarts: unless-stopped"),
+        ("condition: service_healthy", "condition: healthy"),
+        ('"127.0.0.1:4317:4317"', '"127.0.0.1:4317:http"'),
+        ("cap_drop: [ALL]", "cap_drop: ALL"),
+    ],
+)
+def test_compose_refuses_what_is_wrong(compose_program: Path, tmp_path: Path, right: str, wrong: str) -> None:
+    """The loader looks: an unknown key, condition or port, or a text for a list, is a fault."""
+    assert right in compose_text()
+    assert compose(compose_program, tmp_path, compose_text().replace(right, wrong)).returncode != 0
+
+
+@pytest.mark.external
+def test_compose_asks_for_passwords(compose_program: Path, tmp_path: Path) -> None:
+    """Without the variables it does not start with an empty password; the message says which to set."""
+    done = compose(compose_program, tmp_path, (CONFIGURATIONS / "compose.yaml").read_text())
+    assert done.returncode != 0
+    assert "is missing a value: set a " in done.stderr
 
 
 def test_compose_and_prometheus_agree_with_the_collector() -> None:
