@@ -16,15 +16,14 @@ from benchmarks import components, machine
 from benchmarks.proxy import DelayProxy, round_trip
 from benchmarks.report import Row, as_text, ratio_rows
 from benchmarks.runner import ClientFailed, Plan, Runner
-from benchmarks.server import Server
+from benchmarks.server import open_server
 from benchmarks.variants import BASE, VARIANTS, Databases, Variant, WrongCount
 from benchmarks.workloads import EVENTS as WORKLOADS
 from otel_activity.settings import mask_dsn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from benchmarks.runner import Round
+    from benchmarks.server import Server
 
 __all__ = ["main"]
 
@@ -42,8 +41,6 @@ QUICK: Final = (
     Plan(name="insert of 2,000", workload="insert", round_trip=0, block=1, pairs=1, warm_up=1, rounds=1),
 )
 """Enough to see that everything runs and counts right; its times mean nothing."""
-SERVER_SETTINGS: Final = {"autovacuum": "off", "max_wal_size": "4GB", "checkpoint_timeout": "1h"}
-"""Work that the server does now and then would hit one variant and miss the other."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,7 +78,7 @@ def main(
     variants = tuple(each for each in VARIANTS if not names or each.name in names)
     started = time.monotonic()
     try:
-        with _server(dsn) as server:
+        with open_server(dsn) as server:
             facts = _introduce(server, pin, seed)
             rows = _measure(server, plans, variants, seed=seed, core=facts["client core"])
             if parts:
@@ -95,21 +92,6 @@ def main(
         json_file.write_bytes(_as_json(facts, rows, quick=quick))
     if strict and any(row.met is False for row in rows):
         raise SystemExit(3)
-
-
-@contextlib.contextmanager
-def _server(dsn: str | None) -> Iterator[Server]:
-    with contextlib.ExitStack() as stack:
-        if dsn is None:
-            from otel_activity.embedded import EmbeddedPostgres
-
-            # Without waiting for the disk: its noise would hide what we measure, and every ratio is the
-            # worse for it.
-            embedded = EmbeddedPostgres(fsync=False, settings=SERVER_SETTINGS)
-            dsn = stack.enter_context(embedded).dsn()
-        server = Server(dsn)
-        stack.callback(server.close)
-        yield server
 
 
 def _introduce(server: Server, pin: bool, seed: int) -> dict[str, Any]:

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from otel_activity.events import Event, Unit
     from otel_activity.ports import EventExporter
 
-__all__ = ["Job", "main", "measure"]
+__all__ = ["Job", "KeepUnits", "main", "measure"]
 
 ROOT: Final = Path(__file__).parent.parent
 BATCH: Final = Settings().max_export_batch_size
@@ -132,7 +132,7 @@ def main() -> None:
     sys.stdout.buffer.write(msgspec.json.encode(found))
 
 
-class _Keep:
+class KeepUnits:
     """A delivery that keeps the units: what is behind it is measured on its own."""
 
     def __init__(self) -> None:
@@ -201,7 +201,7 @@ class _Nowhere:
 def _parts(job: Job, workload: str) -> dict[str, list[float]]:
     engine = create_engine(sqlalchemy_url(job.dsn))
     execute = getattr(workloads, workload)(engine, job.seed)
-    kept = _Keep()
+    kept = KeepUnits()
     capture = SQLAlchemyCapture(kept, redactor=Redactor(()))
     exporter = PostgresEventExporter(job.dsn)
     capture.install()

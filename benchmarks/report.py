@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from benchmarks.runner import Round
 
-__all__ = ["Row", "as_text", "component_row", "ratio_rows"]
+__all__ = ["Row", "as_text", "component_row", "ratio_rows", "row"]
 
 LATENCY: Final = "latency"
 FAST: Final = "latency, fastest tenth"
@@ -49,10 +49,11 @@ class Row(msgspec.Struct, kw_only=True, frozen=True):
         what: the work.
         variant: the way of auditing.
         measure: what was measured.
-        unit: ``x`` for a ratio (to no auditing, if nothing else is said), ``us`` for microseconds an event.
+        unit: ``x`` for a ratio (to no auditing, if nothing else is said), ``us`` for microseconds an event,
+            ``/s`` for events a second, ``MB``.
         value: the median of all pairs; None when it cannot be measured here.
         low, high: the quartiles: half of the pairs lie between them.
-        budget: the most it may be; None where there is none.
+        budget: the most it may be, of events a second the least; None where there is none.
     """
 
     what: str
@@ -69,7 +70,7 @@ class Row(msgspec.Struct, kw_only=True, frozen=True):
         """Whether the median keeps the budget; None without budget or measurement."""
         if self.budget is None or self.value is None:
             return None
-        return self.value <= self.budget
+        return self.value >= self.budget if self.unit == "/s" else self.value <= self.budget
 
     def cells(self) -> tuple[str, ...]:
         """The line as texts, in the order of `HEADINGS`."""
@@ -84,7 +85,9 @@ class Row(msgspec.Struct, kw_only=True, frozen=True):
         return (self.what, self.variant, self.measure, value, spread, budget, verdict)
 
     def _text(self, number: float) -> str:
-        return f"{number:.3f}" if self.unit == "x" else f"{number:,.1f}"
+        if self.unit == "x":
+            return f"{number:.3f}"
+        return f"{number:,.1f}" if self.unit == "us" else f"{number:,.0f}"
 
 
 def ratio_rows(rounds: Sequence[Round]) -> list[Row]:
@@ -99,7 +102,7 @@ def ratio_rows(rounds: Sequence[Round]) -> list[Row]:
         DATABASE_CPU: [pair.server_cpu for pair in pairs],
     }
     rows = [
-        _row(
+        row(
             plan.name,
             variant,
             name,
@@ -115,7 +118,7 @@ def ratio_rows(rounds: Sequence[Round]) -> list[Row]:
             THREAD_AN_EVENT: [pair.thread_an_event for pair in pairs],
         }
         rows += [
-            _row(plan.name, variant, name, "us", values, EVENT_BUDGETS[name])
+            row(plan.name, variant, name, "us", values, EVENT_BUDGETS[name])
             for name, values in event_rows.items()
         ]
     return rows
@@ -123,7 +126,7 @@ def ratio_rows(rounds: Sequence[Round]) -> list[Row]:
 
 def component_row(workload: str, part: str, values: Sequence[float]) -> Row:
     """The row of one part of the pipeline, driven alone, in several repetitions."""
-    return _row(workload, "parts", part, "x" if "/" in part else "us", values, PART_BUDGETS.get(part))
+    return row(workload, "parts", part, "x" if "/" in part else "us", values, PART_BUDGETS.get(part))
 
 
 def as_text(rows: Sequence[Row]) -> str:
@@ -142,9 +145,10 @@ def as_text(rows: Sequence[Row]) -> str:
     return "\n".join(out)
 
 
-def _row(
+def row(
     what: str, variant: str, measure: str, unit: str, values: Sequence[float | None], budget: float | None
 ) -> Row:
+    """The row of values that were measured again and again."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return Row(what=what, variant=variant, measure=measure, unit=unit, value=None, budget=budget)

@@ -13,10 +13,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import URL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["Server", "sqlalchemy_url"]
+__all__ = ["Server", "open_server", "sqlalchemy_url"]
 
+SETTINGS: Final = {"autovacuum": "off", "max_wal_size": "4GB", "checkpoint_timeout": "1h"}
+"""Work that the server does now and then would hit one variant and miss the other."""
 PROC: Final = Path("/proc")
 URL_PARTS: Final = ("user", "password", "host", "port", "dbname")
 FACTS: Final = (
@@ -45,6 +47,22 @@ def sqlalchemy_url(dsn: str) -> str:
         query={name: str(value) for name, value in parts.items()},
     )
     return url.render_as_string(hide_password=False)
+
+
+@contextlib.contextmanager
+def open_server(dsn: str | None) -> Iterator[Server]:
+    """The server to measure on, an embedded one by default."""
+    with contextlib.ExitStack() as stack:
+        if dsn is None:
+            from otel_activity.embedded import EmbeddedPostgres
+
+            # Without waiting for the disk: its noise would hide what we measure, and every ratio is the
+            # worse for it.
+            embedded = EmbeddedPostgres(fsync=False, settings=SETTINGS)
+            dsn = stack.enter_context(embedded).dsn()
+        server = Server(dsn)
+        stack.callback(server.close)
+        yield server
 
 
 class Server:
@@ -115,6 +133,10 @@ class Server:
             # A process that ended between the two readings is in neither of them: read again.
             if _ended_ticks(self.postmaster) == ended:
                 return ended / os.sysconf("SC_CLK_TCK") + running
+
+    def session_cpu_seconds(self, backend: int) -> float:
+        """CPU time of the process of one session; only if `cpu_seconds` is known."""
+        return _running_seconds(backend)
 
     def _find_postmaster(self) -> int | None:
         backend = self._admin.info.backend_pid

@@ -12,9 +12,11 @@ import psycopg
 import pytest
 
 from benchmarks.proxy import DelayProxy
+from benchmarks.replay import check_stored
 from benchmarks.report import Row, as_text
 from benchmarks.server import Server, sqlalchemy_url
 from benchmarks.variants import BASE, VARIANTS, Databases, WrongCount
+from otel_activity.postgres import schema
 
 if TYPE_CHECKING:
     from tests.conftest import Server as TestServer
@@ -44,6 +46,40 @@ def test_quick_run_counts_right_and_reports_every_row(postgres_server: TestServe
             "SELECT datname FROM pg_database WHERE datname ~ '^activity_bench_'"
         ).fetchall()
     assert left == []
+
+
+@pytest.mark.e2e
+def test_a_run_about_the_journal_counts_right(postgres_server: TestServer, tmp_path: Path) -> None:
+    """Every event that goes into a journal is found in it, and every one of a dead process is stored once."""
+    result_file = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks.delivery", "--events", "600", "--json", str(result_file)]
+    command += ["--dsn", postgres_server.dsn()]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "600 events were replayed, each is stored once" in finished.stdout
+    result = json.loads(result_file.read_text())
+    assert result["quick"] is True
+    rows = {(row["what"], row["variant"], row["measure"]): row for row in result["rows"]}
+    assert rows["journal", "fsync interval", "CPU over memory"]["budget"] == 6.0
+    assert rows["append", "units of 3", "encoded units"]["budget"] == 100_000
+    assert rows["replay", "", "replay / plain COPY"]["value"] > 0
+    with psycopg.connect(postgres_server.dsn()) as connection:
+        left = connection.execute(
+            "SELECT datname FROM pg_database WHERE datname ~ '^activity_bench_'"
+        ).fetchall()
+    assert left == []
+
+
+def test_a_replay_that_stored_too_little_is_noticed(postgres_server: TestServer) -> None:
+    """A store that lacks events, or has a hole in its stream, fails the run."""
+    server = Server(postgres_server.dsn())
+    try:
+        schema.apply(server.create("activity_bench_short"))
+        with pytest.raises(WrongCount, match="stored"):
+            check_stored(server.dsn("activity_bench_short"), 3, left=[])
+    finally:
+        server.drop(["activity_bench_short"])
+        server.close()
 
 
 def test_password_is_masked_in_the_report(postgres_server: TestServer, tmp_path: Path) -> None:
