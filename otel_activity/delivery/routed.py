@@ -38,7 +38,7 @@ class RoutedDelivery:
     """
 
     def __init__(self, ways: Mapping[str, Delivery], default: str) -> None:
-        self._ways = [(name, ways[name]) for name in _ORDER]
+        self._ways = ways
         self._default = default
 
     def prepare(self, unit: Unit) -> None:
@@ -85,13 +85,19 @@ class RoutedDelivery:
     # --- parts -------------------------------------------------------------------------------
 
     def _parts(self, unit: Unit) -> _Parts:
-        entries: dict[str, list[Entry]] = {}
+        classes = {entry.delivery for entry in unit.entries}
+        if len(classes) == 1:  # as most are
+            name = classes.pop() or self._default
+            return _Parts([(self._ways[name], _part(unit, unit.entries, strict=name == "strict"))])
+        entries: dict[str, list[Entry]] = {name: [] for name in _ORDER}
         for entry in unit.entries:
-            entries.setdefault(entry.delivery or self._default, []).append(entry)
+            entries[entry.delivery or self._default].append(entry)
         return _Parts(
-            (way, _part(unit, entries[name], strict=name == "strict"))
-            for name, way in self._ways
-            if name in entries
+            [
+                (self._ways[name], _part(unit, found, strict=name == "strict"))
+                for name, found in entries.items()
+                if found
+            ]
         )
 
     def _decided(self, unit: Unit) -> _Parts:
@@ -99,7 +105,7 @@ class RoutedDelivery:
         if isinstance(prepared, _Parts):
             return prepared
         if prepared is not None:  # before anything was routed
-            return _Parts([(dict(self._ways)[self._default], unit)])
+            return _Parts([(self._ways[self._default], unit)])
         return self._parts(unit)  # preparing failed, or was skipped; each way makes up for it as it can
 
 
