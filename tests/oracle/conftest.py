@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from otel_activity.capture import SQLAlchemyCapture
+from otel_activity.classes import Classes
 from otel_activity.redaction import Redactor
 from tests.oracle.models import Base
-from tests.oracle.oracle import Oracle, RecordingDelivery
+from tests.oracle.oracle import Oracle, RecordingDelivery, RoutedRecording
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 DATABASE = "activity_oracle"
 SYNC = ("psycopg", "psycopg2")
 DRIVERS = (*SYNC, "asyncpg")
+CLASSES = ("[A-E]*=strict", "[L-P]*=best_effort")
+"""Delivery classes by the names of models."""
 
 
 class World:
@@ -35,7 +38,14 @@ class World:
         self.url = dsn.replace("postgresql://", f"postgresql+{driver}://")
         self.delivery = RecordingDelivery()
         self.oracle = Oracle(dsn, Base, before_known=fetch_before)
-        self.capture = SQLAlchemyCapture(self.delivery, redactor=Redactor(), fetch_before=fetch_before)
+        # With one of the drivers every transaction may be split by class.
+        routed = driver == "psycopg2"
+        self.capture = SQLAlchemyCapture(
+            RoutedRecording(self.delivery) if routed else self.delivery,
+            redactor=Redactor(),
+            fetch_before=fetch_before,
+            classes=Classes("durable", CLASSES if routed else ()),
+        )
         self.oracle.empty()
         self.capture.install()
 

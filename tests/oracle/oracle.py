@@ -18,8 +18,10 @@ from sqlalchemy import Enum as EnumType
 from sqlalchemy.types import JSON, Date
 
 from otel_activity import semconv
+from otel_activity.classes import DELIVERIES
 from otel_activity.codec import decode
 from otel_activity.codec.kinds import EnumValue
+from otel_activity.delivery import RoutedDelivery
 from otel_activity.events import Commit, Redacted
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from otel_activity.events import Event, Unit
 
-__all__ = ["Mismatch", "Oracle", "RecordingDelivery", "Row"]
+__all__ = ["Mismatch", "Oracle", "RecordingDelivery", "RoutedRecording", "Row"]
 
 _SQL: Final = pathlib.Path(__file__).parent / "sql"
 _NAMES: Final = {
@@ -68,6 +70,52 @@ class RecordingDelivery:
         """What was released since the last call."""
         released, self.released = self.released, []
         return released
+
+
+class _Part(RecordingDelivery):
+    """One way of a router: keeps which event was made of which entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[int, Event]] = []
+
+    def committed(self, unit: Unit) -> None:
+        super().committed(unit)
+        self.made += zip(map(id, unit.entries), self.released.pop(), strict=True)
+
+
+class RoutedRecording:
+    """A router in front of a recording: units are split by class, and their parts put together again.
+
+    Args:
+        whole: is told of units as if nobody had split them.
+    """
+
+    def __init__(self, whole: RecordingDelivery) -> None:
+        self._whole = whole
+        self._parts = {name: _Part() for name in DELIVERIES}
+        self._router = RoutedDelivery(self._parts, "durable")
+
+    def prepare(self, unit: Unit) -> None:
+        self._whole.prepare(unit)
+        self._router.prepare(unit)
+
+    def committed(self, unit: Unit) -> None:
+        self._router.committed(unit)
+        made = [pair for part in self._parts.values() for pair in part.made]
+        for part in self._parts.values():
+            part.made.clear()
+        events = dict(made)
+        assert len(made) == len(events) == len(unit.entries), "each entry is in one part"
+        assert id(unit) in self._whole.prepared, "prepare comes before committed"
+        self._whole.released.append([events[id(entry)] for entry in unit.entries])
+
+    def aborted(self, unit: Unit) -> None:
+        self._router.aborted(unit)
+
+    def undecided(self, unit: Unit, error: BaseException | None) -> None:
+        self._router.undecided(unit, error)
+        self._whole.undecided(unit, error)
 
 
 class Mismatch(AssertionError):
