@@ -406,6 +406,25 @@ def test_what_ends_with_the_process_is_told_by_the_next_one(world: World) -> Non
     assert following.engine.dropped == 0
 
 
+def test_a_process_that_is_terminated_writes_down_what_it_takes_along(world: World) -> None:
+    """SIGTERM leaves no time for the exporters; the journal still learns what was in memory alone."""
+    road = world.road(down=True)
+    shop = Shop(world, road)
+    shop.commit(Loose(1), Kept(2))
+    shop.commit(Loose(3))
+    assert not flush(shop.engine, 0.1)
+    shop.engine.abandon()
+    road.lane.abandon()
+    shop.engine.last_words()
+    world.kill(shop.engine)
+    good = world.road()
+    following = Shop(world, good)
+    following.engine.start()
+    assert flush(following.engine)
+    assert ids_of_entries(good) == [2]
+    assert [gap[semconv.GAP_COUNT] for gap in gaps(good)] == [2]
+
+
 def test_a_child_of_a_fork_has_nothing_in_memory(world: World) -> None:
     """What waits in the parent is the parent's to deliver."""
     shop = Shop(world, world.road(down=True))
