@@ -457,18 +457,19 @@ def take_over(journal: Journal, exporters: Sequence[str]) -> TakenOver:
 
 def _prepared(record: Record, segment: int, source: Source, lanes: int) -> Held:
     (count,) = _COUNT.unpack_from(record.payload)
-    held = Held(count, None, lanes, lanes)
-    held.source = source
-    held.place = Place(record.number, segment, record.start, record.end - record.start)
-    return held
+    place = Place(record.number, segment, record.start, record.end - record.start)
+    return Held(count, None, lanes, lanes, None, source, place)
 
 
 def _released(held: Held, record: Record) -> Held:
+    held.mark = record.number
+    if record.payload[_NUMBER.size :] == _RELEASED_REPORTED:  # most are, and a text for each takes room
+        held.commit = _REPORTED
+        return held
     release = _decode_release(memoryview(record.payload)[_NUMBER.size :])
     held.commit, held.error = release.commit, release.error
     if release.count is not None:
         held.count = release.count
-    held.mark = record.number
     return held
 
 
