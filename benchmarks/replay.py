@@ -154,12 +154,14 @@ def _deliver(job: Job) -> None:
         sys.stdin.readline()
         before = time.process_time()
         otel_activity.instrument(postgres_dsn=job.dsn, journal_dir=str(directory / "journals"))
-        confirmed = 0
+        confirmed, done = 0, True
         while confirmed < job.events:
             time.sleep(0.005)
+            if job.events - confirmed < BATCH:  # the processor would wait for more
+                done = otel_activity.flush_queue(60) and done
             confirmed = otel_activity.get_queue_metrics()["exporters"]["postgres"]["confirmed"]
             _COUNTER.pack_into(counter, 0, confirmed)
-        done = otel_activity.flush_queue(60)
+        done = otel_activity.flush_queue(60) and done
         spent = time.process_time() - before
         otel_activity.shutdown()
     print(msgspec.json.encode({"cpu": spent, "done": done}).decode(), flush=True)
