@@ -185,14 +185,15 @@ class DialectHooks:
         open_transactions = self._bracket.open
 
         def method(fairy: Any) -> Any:
-            send = getattr(fairy.dbapi_connection, name)
-            if not open_transactions:
+            raw = fairy.dbapi_connection
+            send = getattr(raw, name)
+            known = open_transactions.get(id(raw))
+            if known is None or known.inside:
                 return send()
             transaction = self._bracket.find(fairy)
             if transaction is None or transaction.inside or self._sends_nothing(transaction, fairy):
                 return send()
             if name == "commit":
-                raw = fairy.dbapi_connection
                 return self._bracket.commit(transaction, send, raw.rollback, raw=raw, joins=True)
             return self._bracket.abort(transaction, send)
 

@@ -32,6 +32,7 @@ __all__ = ["MapperHooks", "read_row", "record"]
 
 
 _IN_FAILED_TRANSACTION: Final = "25P02"
+_UNPLANNED: Final[Any] = object()
 
 
 class MapperHooks:
@@ -66,12 +67,14 @@ class MapperHooks:
             needed: otherwise there is only something to be done when a step of the flush was just over, or
                 each statement is a transaction of its own.
         """
-        planner, plans = self._planner, self._planner.plans
+        planner, known = self._planner, self._planner.plans.get
         find, open_transactions = self._bracket.transaction, self._bracket.open
 
         def listener(mapper: Any, connection: Any, state: Any) -> None:
             try:
-                plan = plans[mapper] if mapper in plans else planner.plan(mapper)
+                plan = known(mapper, _UNPLANNED)
+                if plan is _UNPLANNED:
+                    plan = planner.plan(mapper)
                 if plan is not None:
                     raw = connection.connection.dbapi_connection
                     transaction = open_transactions.get(id(raw))

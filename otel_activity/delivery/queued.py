@@ -128,7 +128,8 @@ class QueuedDelivery(Feeder):
             else:
                 self._units.append(unit)
                 self.released += count
-        self._ensure_thread()
+        if self._thread is None:
+            self._ensure_thread()
         if full:
             self._lost(QUEUE_FULL, count)
             why = "after shutdown" if self._closed else f"more than {self.capacity} wait to be encoded"
