@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 
@@ -19,7 +19,9 @@ class Task(Base):
 
 
 engine = create_engine(os.environ["DATABASE_URL"])
-Base.metadata.create_all(engine)
+with engine.begin() as connection:
+    connection.execute(text("SELECT pg_advisory_xact_lock(1)"))  # workers are started at the same time
+    Base.metadata.create_all(connection)
 engine.dispose()
 
 
