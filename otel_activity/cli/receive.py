@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +155,10 @@ def receive(dsn: str | None, schema: str, **options: Any) -> None:
     settings = ReceiverSettings(dsn=require_dsn(dsn), schema=schema, **_settings(options))
     if not asyncio.run(serve(settings, _announce)):
         note("otel-activity receive: stopped with requests that were not stored; their senders have them")
-        raise click.exceptions.Exit(EXIT_FAILED)
+        # At once: threads that still wait for PostgreSQL would hold the process for as long as it likes.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,7 @@ async def serve(settings: ReceiverSettings, ready: Callable[[Addresses], None]) 
     Raises:
         ConfigurationError: a port is taken, or a certificate cannot be used.
     """
+    _check_certificates(settings)
     metrics = ReceiverMetrics()
     tables = TableStatistics(settings.table_stats_dsn, settings.table_stats_interval)
     if settings.table_stats_dsn:
@@ -203,6 +204,33 @@ def _http_socket(settings: ReceiverSettings) -> socket.socket:
     return http
 
 
+def _check_certificates(settings: ReceiverSettings) -> None:
+    """Neither server says which file is wrong, and gRPC's would say that the port is taken.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or is not what it should be.
+    """
+    certificate, key, authority = settings.tls_cert, settings.tls_key, settings.tls_client_ca
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for option, file in (("--tls-cert", certificate), ("--tls-client-ca", authority)):
+        if file is not None:
+            try:
+                context.load_verify_locations(file)
+            except OSError as error:  # ssl.SSLError is one
+                raise _unusable(option, file, error, "a PEM file with certificates") from None
+    if certificate is not None and key is not None:
+        try:
+            context.load_cert_chain(certificate, key, password="")  # nobody is there to be asked for one
+        except OSError as error:
+            fix = f"the PEM file with the key of {certificate}, without a passphrase"
+            raise _unusable("--tls-key", key, error, fix) from None
+
+
+def _unusable(option: str, file: str, error: OSError, fix: str) -> ConfigurationError:
+    reason = "cannot be used" if isinstance(error, ssl.SSLError) else error.strerror or "cannot be read"
+    return ConfigurationError(option, file, reason, f"name {fix}")
+
+
 def _http_tls(settings: ReceiverSettings) -> dict[str, Any]:
     if settings.tls_cert is None:
         return {}
@@ -215,11 +243,6 @@ def _http_tls(settings: ReceiverSettings) -> dict[str, Any]:
 def _grpc_credentials(settings: ReceiverSettings) -> grpc.ServerCredentials | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
-    try:
-        certificate, key = Path(settings.tls_cert).read_bytes(), Path(settings.tls_key).read_bytes()
-        authority = None if settings.tls_client_ca is None else Path(settings.tls_client_ca).read_bytes()
-    except OSError as error:
-        raise ConfigurationError(
-            "--tls-cert", str(error.filename), error.strerror or "cannot be read", "name a PEM file"
-        ) from None
+    certificate, key = Path(settings.tls_cert).read_bytes(), Path(settings.tls_key).read_bytes()
+    authority = None if settings.tls_client_ca is None else Path(settings.tls_client_ca).read_bytes()
     return grpc.ssl_server_credentials([(key, certificate)], authority, authority is not None)

@@ -1,0 +1,214 @@
+"""Running it: client certificates, several instances side by side, and the end."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import httpx
+import psycopg
+import pytest
+
+from otel_activity.embedded import free_port
+from tests.postgres.support import count, make_events, stored
+from tests.receiver.support import EXPORT, PROTOBUF, Receiver, otlp_request
+from tests.support import require_tool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESOURCE = {"service.name": "shop"}
+
+
+def body(number: int = 3) -> bytes:
+    """A request with so many new events."""
+    return otlp_request(make_events(number), RESOURCE).SerializeToString()
+
+
+# --- client certificates --------------------------------------------------------------------------
+
+
+@dataclass
+class Certificates:
+    """Files: two authorities, a server, a client of each authority."""
+
+    directory: Path
+
+    def path(self, name: str) -> str:
+        """Where a certificate (``x.pem``) or key (``x.key``) is."""
+        return str(self.directory / name)
+
+    def make(self, name: str, signer: str | None = None) -> None:
+        """A certificate, signed by itself or by another."""
+        more = ["-addext", "subjectAltName=IP:127.0.0.1"]
+        if signer is not None:
+            more += ["-CA", self.path(f"{signer}.pem"), "-CAkey", self.path(f"{signer}.key")]
+            more += ["-addext", "basicConstraints=critical,CA:FALSE"]
+        command = [require_tool("openssl"), "req", "-x509", "-nodes", "-days", "1", "-newkey", "ec"]
+        command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", f"/CN={name}"]
+        command += ["-keyout", self.path(f"{name}.key"), "-out", self.path(f"{name}.pem"), *more]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def post(self, receiver: Receiver, client: str | None) -> int:
+        """Send over HTTP with the certificate of a client, or with none; the status."""
+        context = ssl.create_default_context(cafile=self.path("authority.pem"))
+        if client is not None:
+            context.load_cert_chain(self.path(f"{client}.pem"), self.path(f"{client}.key"))
+        url = f"https://{receiver.addresses['http']}/v1/logs"
+        with httpx.Client(verify=context, trust_env=False, timeout=30) as sender:
+            return sender.post(url, content=body(), headers={"content-type": PROTOBUF}).status_code
+
+    def call(self, receiver: Receiver, client: str | None) -> None:
+        """The same over gRPC."""
+        read = [None, None] if client is None else [f"{client}.key", f"{client}.pem"]
+        parts = [None if name is None else (self.directory / name).read_bytes() for name in read]
+        authority = (self.directory / "authority.pem").read_bytes()
+        with grpc.secure_channel(
+            receiver.addresses["grpc"], grpc.ssl_channel_credentials(authority, *parts)
+        ) as channel:
+            channel.unary_unary(EXPORT)(body(), timeout=10)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """What an operator would make."""
+    made = Certificates(tmp_path_factory.mktemp("certificates"))
+    made.make("authority")
+    made.make("stranger")
+    made.make("server", "authority")
+    made.make("client", "authority")
+    made.make("intruder", "stranger")
+    return made
+
+
+@pytest.mark.external
+def test_only_clients_with_a_certificate_are_heard(certificates: Certificates, store_dsn: str) -> None:
+    """Mutual TLS on both roads: no certificate, or one of another authority, does not get through."""
+    options = ["--tls-cert", certificates.path("server.pem"), "--tls-key", certificates.path("server.key")]
+    options += ["--tls-client-ca", certificates.path("authority.pem")]
+    with Receiver(store_dsn, *options) as receiver:
+        assert certificates.post(receiver, "client") == 200
+        certificates.call(receiver, "client")
+        assert count(store_dsn) == 6
+        for client in (None, "intruder"):
+            with pytest.raises(httpx.TransportError):
+                certificates.post(receiver, client)
+            with pytest.raises(grpc.RpcError) as refused:
+                certificates.call(receiver, client)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert count(store_dsn) == 6
+        assert certificates.post(receiver, "client") == 200  # the others did no harm
+
+
+@pytest.mark.external
+@pytest.mark.parametrize("option", ["--tls-cert", "--tls-key", "--tls-client-ca"])
+def test_a_file_that_is_no_certificate_is_said_in_one_line(
+    certificates: Certificates, store_dsn: str, tmp_path: Path, option: str
+) -> None:
+    """It names the option and the file, and ends with status 2."""
+    wrong = tmp_path / "wrong.pem"
+    wrong.write_text("no certificate")
+    options = {
+        "--tls-cert": certificates.path("server.pem"),
+        "--tls-key": certificates.path("server.key"),
+        "--tls-client-ca": certificates.path("authority.pem"),
+        option: str(wrong),
+    }
+    with pytest.raises(AssertionError, match="status 2") as ended:
+        Receiver(store_dsn, *(part for pair in options.items() for part in pair))
+    said = str(ended.value).split("status 2: ", 1)[1]
+    assert len(said.strip().splitlines()) == 1, said
+    assert option in said
+    assert str(wrong) in said
+
+
+# --- side by side ---------------------------------------------------------------------------------
+
+
+def test_instances_share_a_store_and_a_port(store_dsn: str) -> None:
+    """Two on one port take turns, and what reaches both at the same time is stored once."""
+    ports = ["--http-port", str(free_port()), "--reuse-port"]
+    requests = [body(50) for _ in range(20)]
+    with Receiver(store_dsn, *ports) as one, Receiver(store_dsn, *ports) as other:
+        assert one.url == other.url
+
+        def send() -> None:
+            for each in requests:
+                assert one.post(each).status_code == 200
+
+        senders = [threading.Thread(target=send) for _ in range(4)]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+        for number in range(3):  # whichever answers on the shared port, both take gRPC
+            one.call(requests[number])
+            other.call(requests[number])
+    assert count(store_dsn) == 1_000
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def waiting(receiver: Receiver) -> bool:
+    """Whether a request waits for its COMMIT."""
+    deadline = time.monotonic() + 30
+    while receiver.metric("activity_receiver_waiting_bytes") == 0:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def in_the_background(receiver: Receiver, answers: list[object], sent: bytes) -> threading.Thread:
+    """Send a request; its status, or the error, is appended."""
+
+    def send() -> None:
+        try:
+            answers.append(receiver.post(sent).status_code)
+        except httpx.HTTPError as error:
+            answers.append(error)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    return sender
+
+
+def test_who_waits_for_commit_at_the_end_gets_the_answer(store_dsn: str) -> None:
+    """SIGTERM while a request waits: it is stored, acknowledged, and then the process ends with status 0."""
+    events = make_events(4)
+    answers: list[object] = []
+    with Receiver(store_dsn) as receiver, psycopg.connect(store_dsn) as other:
+        other.execute("LOCK TABLE activity.events IN EXCLUSIVE MODE")
+        sender = in_the_background(receiver, answers, otlp_request(events, RESOURCE).SerializeToString())
+        assert waiting(receiver)
+        receiver.process.terminate()
+        time.sleep(0.3)
+        assert receiver.process.poll() is None
+        other.commit()
+        sender.join(30)
+        assert receiver.process.wait(30) == 0
+    assert answers == [200]
+    assert stored(store_dsn).keys() == {event.id for event in events}
+
+
+def test_who_cannot_be_stored_in_time_is_not_told_that_it_was(store_dsn: str) -> None:
+    """When the store does not move, the end is not put off for ever: no acknowledgement, and status 1."""
+    answers: list[object] = []
+    with (
+        Receiver(store_dsn, "--shutdown-timeout", "1") as receiver,
+        psycopg.connect(store_dsn) as other,
+    ):
+        other.execute("LOCK TABLE activity.events IN EXCLUSIVE MODE")
+        sender = in_the_background(receiver, answers, body())
+        assert waiting(receiver)
+        receiver.process.terminate()
+        assert receiver.process.wait(60) == 1
+        sender.join(30)
+    assert len(answers) == 1
+    assert answers != [200]
