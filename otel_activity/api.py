@@ -51,7 +51,7 @@ from otel_activity.telemetry import (
 from otel_activity.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from opentelemetry.sdk._logs.export import LogRecordExporter
 
@@ -267,19 +267,24 @@ class Relayed(NamedTuple):
         events: that dead processes left.
         lost_records: of damaged journals.
         left: whether something is left.
+        kept: transactions that are left for exporters which dead processes had, and this one has not.
     """
 
     events: int
     lost_records: int
     left: bool
+    kept: int = 0
 
 
-def relay_journals(directory: Path, *, timeout: float, **settings: Any) -> Relayed:
+def relay_journals(
+    directory: Path, *, timeout: float, without: Collection[str] = (), **settings: Any
+) -> Relayed:
     """Deliver what dead processes left in their journals, and remove what was delivered.
 
     Args:
         directory: of journals, of one service or of all.
         timeout: seconds.
+        without: exporters that dead processes had, and that nobody is to wait for.
         **settings: any field of `Settings`; an argument beats the environment.
 
     Raises:
@@ -295,13 +300,16 @@ def relay_journals(directory: Path, *, timeout: float, **settings: Any) -> Relay
         home=directory,
         others=[path for path in sorted(directory.iterdir()) if path.is_dir()],
         writes=False,
+        given_up=without,
         resolver=_resolver(resolved),
     )
     delivery.start()
     done = delivery.flush(timeout, pipeline.poke)
     delivery.close(deadline)
     pipeline.shutdown(deadline)
-    return Relayed(delivery.adopted, delivery.lost_records, not (delivery.finish() and done))
+    kept = delivery.metrics()["journal"]["kept"]
+    left = not (delivery.finish() and done) or kept > 0
+    return Relayed(delivery.adopted, delivery.lost_records, left, kept)
 
 
 def relay_outbox(dsn: str, *, timeout: float, **settings: Any) -> Relayed:

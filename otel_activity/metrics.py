@@ -271,6 +271,13 @@ READINGS: Final[tuple[Reading, ...]] = (
         _whole("journal", "units"),
     ),
     Reading(
+        "otel_activity.journal.kept",
+        "updowncounter",
+        "{transaction}",
+        "Transactions in journals of dead processes, kept for exporters that this process does not have.",
+        _whole("journal", "kept"),
+    ),
+    Reading(
         "otel_activity.journal.asked",
         "updowncounter",
         "{transaction}",

@@ -38,6 +38,12 @@ __all__ = ["relay"]
     is_flag=True,
     help="Ask no database what became of transactions that a crash left open: deliver them as unknown.",
 )
+@click.option(
+    "--without",
+    metavar="EXPORTER",
+    multiple=True,
+    help="Do not keep journals for this exporter, which dead processes had and which is not there any more.",
+)
 @json_option
 @store_options
 @click.pass_context
@@ -49,6 +55,7 @@ def relay(
     outbox: str | None,
     timeout: float,
     without_proof: bool,
+    without: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Deliver the journals of dead processes, or an outbox, and remove what was delivered.
@@ -62,15 +69,18 @@ def relay(
     store = {"postgres_dsn": dsn, "postgres_schema": schema}
     if directory is not None and outbox is None:
         proof = "off" if without_proof else None
-        found = relay_journals(directory, timeout=timeout, **store, commit_proof=proof)
+        found = relay_journals(directory, timeout=timeout, without=without, **store, commit_proof=proof)
     elif outbox is not None and directory is None:
         found = relay_outbox(outbox, timeout=timeout, **store)
     else:
         raise click.UsageError("say what to deliver: either --journal DIR or --outbox DSN")
     if as_json:
-        say(json_line({"events": found.events, "lost_records": found.lost_records, "left": found.left}))
+        shown = {"events": found.events, "lost_records": found.lost_records}
+        say(json_line({**shown, "left": found.left, "kept": found.kept}))
     else:
         say(f"{found.events} events found, {'some are left' if found.left else 'all delivered'}")
+        if found.kept:
+            say(f"{found.kept} transactions are kept for an exporter that is not here; see --without")
         if found.lost_records:
             say(f"{found.lost_records} records could not be read: the journals are damaged")
     if found.left:

@@ -35,7 +35,7 @@ from otel_activity.events import Commit, Verdict
 from otel_activity.semconv import ROLLED_BACK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from otel_activity.delivery.feeder import Overflow
@@ -83,6 +83,7 @@ class DurableDelivery(Feeder):
         heartbeat: see `Feeder`.
         others: more directories like `home` whose journals are taken over.
         writes: whether there is a journal of its own; without it only what others left is delivered.
+        given_up: exporters that dead processes had, and that nobody is to wait for.
 
     Raises:
         ConfigurationError: the journal cannot be written.
@@ -102,6 +103,7 @@ class DurableDelivery(Feeder):
         about: Callable[[], Mapping[str, Any]] = dict,
         others: Sequence[Path] = (),
         writes: bool = True,
+        given_up: Collection[str] = (),
         gaps: GapLog | None = None,
         heartbeat: Heartbeat | None = None,
     ) -> None:
@@ -109,6 +111,7 @@ class DurableDelivery(Feeder):
         self._about = about
         self._homes = (home, *others)
         self._writes = writes
+        self._given_up = given_up
         self._home = home
         self._fsync = fsync
         self._max_bytes = max_bytes
@@ -163,7 +166,8 @@ class DurableDelivery(Feeder):
         super().after_fork()
 
     def _open(self) -> None:
-        about = {"resource": self._about(), "stream": self._stream.id}
+        names = [lane.name for lane in self.lanes]
+        about = {"resource": self._about(), "stream": self._stream.id, "exporters": names}
         journal = Journal.create(self._home, fsync=self._fsync, max_bytes=self._max_bytes, about=about)
         self._own = Source(journal, own=True)
         self._sources.append(self._own)
@@ -587,7 +591,14 @@ class DurableDelivery(Feeder):
                     held.source.confirm(road.name, held.mark)
                 held.unconfirmed -= 1
                 if held.unconfirmed == 0:
-                    self._finish(held)
+                    self._served(held)
+
+    def _served(self, held: Held) -> None:
+        """All exporters of this process have it."""
+        if held.elsewhere and held.source is not None:
+            held.source.keep()
+        else:
+            self._finish(held)
 
     def _finish(self, held: Held) -> None:
         if held.source is not None and held.place is not None:
@@ -647,7 +658,7 @@ class DurableDelivery(Feeder):
     def _adopt(self, journal: Journal) -> int:
         """Take over one journal; how many events it holds."""
         try:
-            found = take_over(journal, [road.name for road in self._roads])
+            found = take_over(journal, [road.name for road in self._roads], self._given_up)
         except (OSError, ValueError) as error:
             line = f"the journal {journal.path} is left alone ({_reason(error)})"
             self._say(f"adopt {journal.path}", logging.ERROR, line)
@@ -695,6 +706,15 @@ class DurableDelivery(Feeder):
 
     def _report(self, found: TakenOver) -> None:
         path, losses = found.source.journal.path, found.losses
+        if found.absent:
+            names = ", ".join(found.absent)
+            log_safely(
+                logging.WARNING,
+                "otel_activity: the journal %s is kept: %s, which this process does not have, has not "
+                "confirmed all of it; run otel-activity relay --journal with that exporter, or with "
+                "--without %s to give it up",
+                *(path, names, found.absent[0]),
+            )
         self.lost_bytes += losses.bytes
         self.lost_records += losses.records
         if losses:
@@ -767,7 +787,7 @@ class DurableDelivery(Feeder):
                 except OSError as error:
                     line = f"{source.journal.path} cannot be closed ({_reason(error)})"
                     self._say("close", logging.ERROR, line)
-            undecided = sum(source.open for source in self._sources) - sum(
+            undecided = sum(source.open - source.kept for source in self._sources) - sum(
                 held.source is not None for held in left
             )
             self._sources = []
@@ -822,6 +842,7 @@ class DurableDelivery(Feeder):
                 "bytes": sum(source.journal.size for source in sources),
                 "segments": sum(source.journal.segments for source in sources),
                 "units": sum(source.open for source in sources),
+                "kept": sum(source.kept for source in sources),
                 "asked": 0 if self._docket is None else self._docket.units,
                 "adopted": self.adopted,
                 "unjournaled": self.unjournaled,

@@ -14,7 +14,7 @@ from otel_activity.events import Commit, Event, Proof, Severity
 from otel_activity.semconv import ROLLED_BACK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from otel_activity.delivery.lane import Lane
     from otel_activity.delivery.records import Record
@@ -240,6 +240,7 @@ class Held(msgspec.Struct, eq=False, gc=False):
         unconfirmed: exporters that have not confirmed it.
         origin: resource of the process that it is from, if that is another one and no journal says so.
         outboxed: it is in an outbox until it is confirmed.
+        elsewhere: an exporter that this process does not have needs it still.
         loose: it is in memory alone because that is its delivery class.
         late: the unit whose entries are to be encoded when it is fed.
     """
@@ -259,6 +260,7 @@ class Held(msgspec.Struct, eq=False, gc=False):
     before: int = 0
     origin: dict[str, Any] | None = None
     outboxed: bool = False
+    elsewhere: bool = False
     loose: bool = False
     late: Unit | None = None
 
@@ -284,6 +286,7 @@ class Source:
         journal: itself.
         own: whether this process writes it.
         origin: resource of the process that wrote it, if that is another one and known.
+        kept: units that only exporters need which this process does not have.
     """
 
     def __init__(self, journal: Journal, *, own: bool) -> None:
@@ -291,6 +294,7 @@ class Source:
         self.own = own
         resource = None if own else journal.about().get("resource")
         self.origin: dict[str, Any] | None = resource if isinstance(resource, dict) else None
+        self.kept = 0
         self._cursors: dict[str, int] = {}
         self._changed = False
         self._finished = 0
@@ -309,6 +313,14 @@ class Source:
         """A unit was aborted, or confirmed by all exporters."""
         self._finished += 1
         self.journal.finish(place.segment)
+
+    def keep(self) -> None:
+        """All exporters of this process have a unit, and another one has not."""
+        self.kept += 1
+
+    def resume(self, cursors: dict[str, int]) -> None:
+        """What exporters had confirmed that this process does not have, so that it is written down again."""
+        self._cursors.update(cursors)
 
     def confirm(self, exporter: str, mark: int) -> None:
         """An exporter has confirmed all releases up to `mark`."""
@@ -422,10 +434,17 @@ class TakenOver(NamedTuple):
     undecided: list[Held]
     """Without a mark; each has a proof if its process could read one."""
     losses: Losses
+    absent: list[str]
+    """Exporters that need something of it and are not there: it stays until they have confirmed that."""
 
 
-def take_over(journal: Journal, exporters: Sequence[str]) -> TakenOver:
+def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[str] = ()) -> TakenOver:
     """Read the journal of a dead process: what it released and not all exporters have, what it left open.
+
+    Args:
+        journal: of the dead process.
+        exporters: of this one.
+        given_up: exporters that the dead one had, and that nobody is to wait for.
 
     Raises:
         OSError: the journal cannot be read or written.
@@ -445,14 +464,34 @@ def take_over(journal: Journal, exporters: Sequence[str]) -> TakenOver:
                 released.append(_released(held, record))
         elif record.kind == CONFIRMED:
             cursors.update(_decode_cursors(record.payload))
-    left = [held for held in released if not _has_all(held, exporters, cursors)]
+    absent = sorted(_exporters_of(journal, cursors).difference(exporters, given_up))
+    source.resume({name: cursors[name] for name in absent if name in cursors})
+    for held in released:
+        held.elsewhere = any(cursors.get(name, -1) < held.mark for name in absent)
     undecided = list(waiting.values())
     for held in undecided:
         held.error = DAMAGED if losses else NO_MARK
-    for held in (*left, *undecided):
+        held.elsewhere = bool(absent)
+    left = [held for held in released if not _has_all(held, exporters, cursors)]
+    kept = [held for held in released if held.elsewhere and not held.unconfirmed]
+    _take(source, (*left, *undecided, *kept), kept=len(kept))
+    if not any(held.elsewhere for held in (*released, *undecided)):
+        absent = []
+    return TakenOver(source, left, undecided, losses, absent)
+
+
+def _take(source: Source, needed: Sequence[Held], *, kept: int) -> None:
+    """Keep the segments of units that somebody needs; the last `kept` of them nobody here does."""
+    source.kept += kept
+    for held in needed:
         if held.place is not None:
-            journal.take(held.place.segment)
-    return TakenOver(source, left, undecided, losses)
+            source.journal.take(held.place.segment)
+
+
+def _exporters_of(journal: Journal, cursors: dict[str, int]) -> set[str]:
+    """The exporters of the process that wrote it; of an older version, those that confirmed anything."""
+    named = journal.about().get("exporters")
+    return {*cursors, *(name for name in named or () if isinstance(name, str))}
 
 
 def _prepared(record: Record, segment: int, source: Source, lanes: int) -> Held:

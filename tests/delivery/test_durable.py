@@ -192,6 +192,47 @@ def test_what_was_confirmed_is_not_sent_again(world: World) -> None:
     assert ids(bad_again) == list(range(10))
 
 
+def test_who_has_fewer_exporters_keeps_the_journal(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What an exporter needs that is not there stays until one has it; the others get nothing twice."""
+    both = world.delivery(world.road("here", down=True), world.road("gone", down=True))
+    bracket(both, unit(1, 2))
+    bracket(both, unit(3))
+    both.prepare(unit(4))
+    world.kill(both)
+    here = world.road("here")
+    fewer = world.delivery(here)
+    fewer.start()
+    assert flush(fewer)
+    assert ids(here) == [1, 2, 3, 4]
+    wait_for(lambda: fewer.metrics()["journal"]["kept"] == 3)
+    assert "gone, which this process does not have" in caplog.text
+    assert "--without gone" in caplog.text
+    fewer.close(time.monotonic() + 5)
+    assert fewer.finish()  # its own exporters have everything
+    again, late = world.road("here"), world.road("gone")
+    all_there = world.delivery(again, late)
+    all_there.start()
+    assert flush(all_there)
+    assert (ids(again), ids(late)) == ([], [1, 2, 3, 4])
+    wait_for(lambda: len(list(world.home.iterdir())) == 1)  # what is left is its own
+
+
+def test_an_exporter_that_had_everything_keeps_no_journal(world: World) -> None:
+    """A journal in which nothing is left for the missing exporter is removed, without a word."""
+    gone = world.road("gone")
+    both = world.delivery(world.road("here", down=True), gone)
+    bracket(both, unit(1))
+    wait_for(lambda: not both._sources[0]._changed and "gone" in both._sources[0]._cursors)
+    time.sleep(0.25)
+    world.kill(both)
+    here = world.road("here")
+    fewer = world.delivery(here)
+    fewer.start()
+    assert flush(fewer)
+    assert ids(here) == [1]
+    wait_for(lambda: len(list(world.home.iterdir())) == 1)
+
+
 def test_an_adopter_that_dies_is_adopted(world: World) -> None:
     """A second death loses nothing and changes no fate."""
     first = world.delivery(world.road(down=True))

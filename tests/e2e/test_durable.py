@@ -187,6 +187,26 @@ def test_two_exporters_with_one_dead(durable: World, tmp_path: Path) -> None:
     assert len(journals(tmp_path)) == 1
 
 
+def test_a_relay_keeps_what_an_exporter_needs_that_it_lacks(durable: World, tmp_path: Path) -> None:
+    """OTLP has nothing yet: a relay that has only PostgreSQL leaves the journal, unless told not to."""
+    process = durable.start(
+        *("python", "loop.py", "5"),
+        OTEL_ACTIVITY_EXPORTERS="postgres,otlp",
+        OTEL_ACTIVITY_OTLP_ENDPOINT="http://127.0.0.1:1",
+        OTEL_ACTIVITY_SHUTDOWN_TIMEOUT="1",
+        OTEL_EXPORTER_OTLP_TIMEOUT="1",
+    )
+    process.communicate(timeout=60)
+    status, output = relay(durable, tmp_path / "journal")
+    assert status == 1
+    assert "4 transactions are kept for an exporter that is not here" in output
+    assert len(journals(tmp_path)) == 1
+    status, output = relay(durable, tmp_path / "journal", "--without", "otlp")
+    assert (status, output) == (0, "0 events found, all delivered\n")
+    assert journals(tmp_path) == []
+    assert unexplained(durable) == NOTHING
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 @pytest.mark.parametrize("way", ["fork", "multiprocessing"])
 def test_a_forked_child_is_audited(durable: World, tmp_path: Path, way: str) -> None:

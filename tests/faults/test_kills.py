@@ -68,10 +68,12 @@ class Load:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process started."""
-    with suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+    """The processes that a process started, in whichever of its threads."""
+    found: list[int] = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(word) for word in listed.read_text().split()]
+    return found
 
 
 def settle(world: World, directory: Path) -> None:
