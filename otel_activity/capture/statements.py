@@ -62,7 +62,6 @@ class StatementHooks:
                 if writes and proofs is not None and proofs.wanted(transaction):
                     result = self._proving(
                         transaction,
-                        dialect,
                         context,
                         lambda: original(dialect, cursor, statement, parameters, context),
                         alone=many,
@@ -94,14 +93,14 @@ class StatementHooks:
         return do_execute_no_params
 
     def _proving(
-        self, transaction: Transaction, dialect: Any, context: Any, send: Callable[[], Any], *, alone: bool
+        self, transaction: Transaction, context: Any, send: Callable[[], Any], *, alone: bool
     ) -> Any:
         """The first write of a transaction: its id is read with it, or right after it."""
         proofs = self._bracket.proofs
         raw = context.root_connection.connection.dbapi_connection
         if proofs is None:
             return send()
-        if not alone and proofs.can_pipeline(dialect, raw):
+        if not alone and proofs.can_pipeline(transaction, raw):
             return proofs.execute(transaction, raw, send)
         result = send()
         proofs.read(transaction, raw)

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from otel_activity.capture import ProofReader, SQLAlchemyCapture, guard
+from otel_activity.capture.proof import NEAR
 from tests.capture.support import ASYNC_DRIVERS, SYNC_DRIVERS, Open, Recorder, Scene, sql
 
 if TYPE_CHECKING:
@@ -39,10 +40,16 @@ def recorder() -> Recorder:
 
 
 @pytest.fixture
-def capture(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> Iterator[SQLAlchemyCapture]:
+def near() -> float:
+    """Seconds under which a server is near."""
+    return NEAR
+
+
+@pytest.fixture
+def capture(recorder: Recorder, near: float, caplog: pytest.LogCaptureFixture) -> Iterator[SQLAlchemyCapture]:
     """Installed capture; afterwards nothing may be open, unfinished, broken or logged as our own error."""
     guard._last.clear()
-    capture = SQLAlchemyCapture(recorder, redactor=Open(), proofs=ProofReader())
+    capture = SQLAlchemyCapture(recorder, redactor=Open(), proofs=ProofReader(near=near))
     capture.install()
     try:
         yield capture

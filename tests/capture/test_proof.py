@@ -15,10 +15,12 @@ from sqlalchemy.pool import NullPool
 
 from otel_activity import semconv
 from otel_activity.capture import ProofReader, SQLAlchemyCapture
+from otel_activity.capture.transaction import Transaction
 from tests.capture.support import SYNC_DRIVERS, Account, Base, Open, Recorder, Scene, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from otel_activity.events import Proof, Unit
 
@@ -41,6 +43,12 @@ class Proofs(Recorder):
 def recorder() -> Proofs:
     """Keeps what the bracket hands over, proofs too."""
     return Proofs()
+
+
+@pytest.fixture(params=[0.0, 1e9], ids=["far", "near"])
+def near(request: pytest.FixtureRequest) -> float:
+    """Each test runs with a pipeline, and with a query of its own."""
+    return float(request.param)
 
 
 def own_id(session: Session) -> int:
@@ -81,6 +89,37 @@ def test_async_drivers_prove_too(scene: Scene, recorder: Proofs, driver: str) ->
     number = asyncio.run(work())
     assert [proof.xid for proof in recorder.proofs if proof] == [number]
     scene.check()
+
+
+@pytest.mark.parametrize("driver", ["psycopg"])
+def test_a_near_server_is_asked_without_a_pipeline(
+    scene: Scene, tmp_path: Path, near: float, driver: str
+) -> None:
+    """The statement and the query are one message to a server that is far, and two to one that is near."""
+    with Session(scene.engine(driver)) as session:
+        session.execute(text("SELECT 1"))  # BEGIN is sent with the first statement
+        raw = session.connection().connection.dbapi_connection
+        assert isinstance(raw, psycopg.Connection)
+        with (tmp_path / "trace").open("wb") as trace:
+            raw.pgconn.trace(trace.fileno())
+            session.add(Account(name="a"))
+            session.flush()
+            raw.pgconn.untrace()
+        session.commit()
+    sent = [line.split("\t")[3] for line in (tmp_path / "trace").read_text().splitlines() if "\tF\t" in line]
+    assert ("Query" in sent) is bool(near)
+    scene.check()
+
+
+def test_a_connection_lost_with_the_query_is_lost(scene: Scene) -> None:
+    """The server goes away between the statement and the query: the error says that of the connection."""
+    engine = scene.engine()
+    with psycopg.connect(scene.dsn) as raw:
+        transaction = Transaction(id(raw), lambda: raw, "", engine.dialect, "app")
+        scene.ask("terminate", pid=raw.info.backend_pid)
+        with pytest.raises(psycopg.OperationalError) as caught:
+            ProofReader().read(transaction, raw)
+    assert engine.dialect.is_disconnect(caught.value, raw, None)
 
 
 @pytest.mark.parametrize("driver", SYNC_DRIVERS)
