@@ -199,6 +199,10 @@ def test_compose_refers_to_what_exists() -> None:
             assert port.startswith("127.0.0.1:"), f"{name}: {port} is open to the network"
 
 
+BUILDS = pytest.mark.timeout(1_200)
+"""The first of these tests on a machine builds the loader, which takes minutes where others work too."""
+
+
 def compose(program: Path, directory: Path, text: str) -> subprocess.CompletedProcess[str]:
     """Load a compose file as Compose does; this loader puts in no variables."""
     directory.joinpath("compose.yaml").write_text(text)
@@ -211,6 +215,7 @@ def compose_text() -> str:
     return re.sub(r"[$][{]\w+(:[?][^}]*)?[}]", "value", (CONFIGURATIONS / "compose.yaml").read_text())
 
 
+@BUILDS
 @pytest.mark.external
 def test_compose_accepts(compose_program: Path, tmp_path: Path) -> None:
     """Compose's own loader, which knows the schema, finds no fault; no container has an open port."""
@@ -226,6 +231,7 @@ def test_compose_accepts(compose_program: Path, tmp_path: Path) -> None:
     assert services["collector"]["image"].endswith(f":{load('builder')['dist']['version']}")
 
 
+@BUILDS
 @pytest.mark.external
 @pytest.mark.parametrize(
     ("right", "wrong"),
@@ -242,6 +248,7 @@ def test_compose_refuses_what_is_wrong(compose_program: Path, tmp_path: Path, ri
     assert compose(compose_program, tmp_path, compose_text().replace(right, wrong)).returncode != 0
 
 
+@BUILDS
 @pytest.mark.external
 def test_compose_asks_for_passwords(compose_program: Path, tmp_path: Path) -> None:
     """Without the variables it does not start with an empty password; the message says which to set."""
