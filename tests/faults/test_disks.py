@@ -81,7 +81,11 @@ def test_a_directory_that_turns_read_only(
         "true", "stubborn.py", OTEL_BLRP_SCHEDULE_DELAY="20", OTEL_ACTIVITY_JOURNAL_MAX_BYTES="65536"
     )
     wait_for_line(process, "program runs")
-    enter(process, f"mount --bind {journal} {journal} && mount -o remount,bind,ro {journal}")
+    # Made elsewhere and laid over it in one step: a mount that somebody writes to cannot turn read-only.
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    enter(process, f"mount --bind {journal} {aside} && mount -o remount,bind,ro {aside}")
+    enter(process, f"mount --bind {aside} {journal}")
     wait_for_line(process, "Read-only file system")
     lost_hold = len(rows(durable))
     wait_until(lambda: len(rows(durable)) > lost_hold + 100)
