@@ -8,10 +8,12 @@ transaction that is asked about.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -24,7 +26,6 @@ from tests.e2e.test_proof import World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [
     pytest.mark.faults,
@@ -48,11 +49,28 @@ def world(tmp_path: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def replica_of(primary: EmbeddedPostgres) -> EmbeddedPostgres:
-    """A standby made from a base backup, with what was committed until now; it does not run."""
+    """A standby made from a base backup, with what was committed until now; it does not run.
+
+    Made as PostgreSQL's manual describes it under "low-level API": not every installation has pg_basebackup.
+    """
     root = primary.log_path.parent / "standby"
-    primary._run("pg_basebackup", "-D", str(root / "data"), "-d", primary.dsn(), "-X", "stream", "-c", "fast")
-    (root / "data" / "standby.signal").touch()
+    data = root / "data"
+    with psycopg.connect(primary.dsn(), autocommit=True) as connection:
+        (source,) = connection.execute("SHOW data_directory").fetchall()[0]
+        connection.execute("SELECT pg_backup_start('standby', fast => true)")
+        shutil.copytree(source, data, ignore=shutil.ignore_patterns("postmaster.*", "pg_wal", "pg_replslot"))
+        (label,) = connection.execute(
+            "SELECT labelfile FROM pg_backup_stop(wait_for_archive => false)"
+        ).fetchall()[0]
+    # The log reaches to the end of the backup only now.
+    shutil.copytree(Path(source) / "pg_wal", data / "pg_wal")
+    (data / "pg_replslot").mkdir()
+    (data / "backup_label").write_text(label)
+    (data / "standby.signal").touch()
     (root / "password").write_text(primary._password)
+    owner = Path(source).stat()
+    for path in (root, *root.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
     return EmbeddedPostgres(persistent=root, bin_dir=primary._wanted_bin_dir)
 
 
