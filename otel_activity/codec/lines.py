@@ -9,7 +9,6 @@ compares them.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -18,13 +17,13 @@ from otel_activity import semconv
 from otel_activity.codec.rows import (
     COLUMN_ATTRIBUTES,
     COLUMN_TEXT_LIMIT,
+    COLUMNS,
     LABEL_LIMIT,
     copy_line,
     escaped,
     is_uuid,
     plain_resource,
     resource_id,
-    timestamp,
 )
 
 if TYPE_CHECKING:
@@ -34,14 +33,27 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANGES",
+    "ENTITY_ID",
     "FIELDS",
+    "FLAGS",
     "ID",
+    "MEMBER",
+    "NAME",
+    "OBSERVED",
+    "ORIGIN",
+    "SEQUENCE",
+    "SEVERITY",
+    "SPAN",
+    "TIME",
+    "TRACE",
+    "WRAPPER",
     "Fragment",
     "Origin",
     "Row",
     "fragment",
     "is_plain",
     "line",
+    "name_field",
     "origin_of",
     "row_of",
     "text_fragment",
@@ -49,17 +61,32 @@ __all__ = [
 
 Fragment = tuple[int, bytes]
 """The number of the field, or `MEMBER`; and its bytes."""
+WRAPPER: Final = b"$json"
+"""A name that `rows` gives a meaning: whatever has it takes the long way."""
 MEMBER: Final = -1
 """Not a field but a member of the column ``attributes``."""
 
-_SLOTS: Final = {name: number for number, name in enumerate(COLUMN_ATTRIBUTES.values())}
+TIME: Final = COLUMNS.index("time")
+ID: Final = COLUMNS.index("id")
+OBSERVED: Final = COLUMNS.index("observed")
+SEVERITY: Final = COLUMNS.index("severity")
+FLAGS: Final = COLUMNS.index("trace_flags")
+TRACE: Final = COLUMNS.index("trace_id")
+SPAN: Final = COLUMNS.index("span_id")
+NAME: Final = COLUMNS.index("name")
+ORIGIN: Final = COLUMNS.index("service")
+"""Field of `Origin.fields`, which is two columns."""
+_SLOTS: Final = {
+    attribute: COLUMNS.index(column) - (COLUMNS.index(column) > ORIGIN)
+    for column, attribute in COLUMN_ATTRIBUTES.items()
+}
 CHANGES: Final = _SLOTS[semconv.CHANGES]
-_SEQUENCE: Final = _SLOTS[semconv.SEQUENCE]
+SEQUENCE: Final = _SLOTS[semconv.SEQUENCE]
+ENTITY_ID: Final = _SLOTS[semconv.ENTITY_ID]
 _UUIDS: Final = frozenset({_SLOTS[semconv.TRANSACTION_ID], _SLOTS[semconv.STREAM_ID]})
-ID: Final = len(_SLOTS)
-"""The field of the event's id, after those of the attributes."""
-FIELDS: Final = (b"",) * (ID + 1)
-"""All fields, empty."""
+_TEXTS: Final = frozenset(_SLOTS.values()) - {SEQUENCE, CHANGES}
+FIELDS: Final = tuple(b"0" if number in {SEVERITY, FLAGS} else b"" for number in range(len(COLUMNS) - 2))
+"""The fields of a line that has nothing, but for the column ``attributes``."""
 _NAMES: Final = {name.encode(): number for name, number in _SLOTS.items()} | {semconv.RECORD_UID.encode(): ID}
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -119,9 +146,15 @@ def row_of(event: Event, service: str, key: str) -> Row:
         return _EventRow(event.time, b"", key, f"{type(error).__name__}: {error}", event)
 
 
-def is_plain(text: str) -> bool:
-    """Whether a text is the same in JSON, in a field of COPY and in itself."""
-    return text.isprintable() and '"' not in text and "\\" not in text
+def is_plain(text: bytes) -> bool:
+    """Whether a text in UTF-8 is the same in JSON, in a field of COPY and in itself.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    # The encoder escapes just what must be in JSON (control characters, quotation marks, backslashes), and
+    # that includes all that COPY wants escaped. It looks at a text many times as fast as str.isprintable.
+    return len(_encode(text.decode())) == len(text) + 2
 
 
 def text_fragment(name: bytes, value: bytes) -> Fragment | None:
@@ -131,12 +164,12 @@ def text_fragment(name: bytes, value: bytes) -> Fragment | None:
         UnicodeDecodeError: they are not UTF-8.
     """
     # With a space between them: two damaged texts can make a whole one.
-    if not is_plain((b"%b %b" % (name, value)).decode()):
+    if not is_plain(b"%b %b" % (name, value)):
         return None
     slot = _NAMES.get(name)
     if slot is None:
-        return MEMBER, b'"%b":"%b"' % (name, value)
-    if slot < CHANGES and slot != _SEQUENCE:
+        return None if name == WRAPPER else (MEMBER, b'"%b":"%b"' % (name, value))
+    if slot in _TEXTS:
         if not 0 < len(value) <= COLUMN_TEXT_LIMIT or (slot in _UUIDS and not is_uuid(value.decode())):
             return None
         return slot, value
@@ -148,47 +181,33 @@ def fragment(name: str, value: Any) -> Fragment | None:
     slot = _SLOTS.get(name)
     if slot is None:
         member = _encode({name: value})[1:-1]
-        if name == semconv.RECORD_UID or b"\\u0000" in member:
+        if name == semconv.RECORD_UID or b"\\u0000" in member or b'$json"' in member:
             return None
         return MEMBER, member.replace(b"\\", b"\\\\")
-    if slot == _SEQUENCE and type(value) is int:
+    if slot == SEQUENCE and type(value) is int:
         return slot, b"%d" % value
     if slot == CHANGES and value is not None:
         document = _encode(value)
-        return None if b"\\u0000" in document else (slot, document.replace(b"\\", b"\\\\"))
+        odd = b"\\u0000" in document or b'$json"' in document
+        return None if odd else (slot, document.replace(b"\\", b"\\\\"))
     return None
 
 
-def line(
-    record: Any, time: int, fields: Sequence[bytes], members: Sequence[bytes], origin: bytes
-) -> bytes | None:
-    """The line of a record whose attributes all have fragments; None when only `rows.copy_line` can say.
+def line(fields: Sequence[bytes], members: Sequence[bytes]) -> bytes | None:
+    """The line of an event whose parts are all known; None when only `rows.copy_line` can say.
 
     Args:
-        record: with the names of ``LogRecord``'s fields that an event has.
-        time: of the event, nanoseconds since the epoch.
-        fields: bytes by the numbers of fragments.
+        fields: by their numbers; `FIELDS` is where to start.
         members: fragments of the column ``attributes``.
-        origin: `Origin.fields`.
     """
-    observed, trace, span, name = record.observed, record.trace_id, record.span_id, record.name
-    found = b"%b\t%b\t%b\t%d\t%d\t%b\t%b\t%b\t%b\t%b\t%b\t{%b}\n" % (
-        timestamp(time).encode(),
-        fields[ID],
-        timestamp(observed).encode() if observed else b"",
-        record.severity,
-        record.flags & 0xFF,
-        trace.hex().encode() if trace and any(trace) else b"",
-        span.hex().encode() if span and any(span) else b"",
-        _name(name) if len(name) <= LABEL_LIMIT else escaped(name).encode(),
-        b"\t".join(fields[:CHANGES]),
-        origin,
-        fields[CHANGES],
-        b",".join(members),
-    )
-    return None if not fields[ID] or b'$json"' in found else found
+    found = b"%b\t{%b}\n" % (b"\t".join(fields), b",".join(members))
+    return found if fields[ID] else None
 
 
-@lru_cache(maxsize=1_024)
-def _name(name: str) -> bytes:
-    return escaped(name).encode()
+def name_field(name: bytes) -> bytes | None:
+    """The field of an event's name, in UTF-8; None if it is not usual.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return name if len(name) <= LABEL_LIMIT and is_plain(name) else None

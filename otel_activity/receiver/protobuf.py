@@ -19,18 +19,16 @@ from otel_activity import semconv
 from otel_activity.codec import encode
 from otel_activity.codec.lines import (
     CHANGES,
-    FIELDS,
-    ID,
     Fragment,
     Origin,
     Row,
     fragment,
-    line,
     origin_of,
     row_of,
     text_fragment,
 )
 from otel_activity.events import Event, ResourceInfo
+from otel_activity.receiver.recordlines import RecordLines
 from otel_activity.receiver.records import (
     MAX_DEPTH,
     MAX_RECORDS,
@@ -49,17 +47,12 @@ __all__ = ["ProtobufDecoder"]
 
 _LENGTH: Final = 2
 """Wire type of everything that has a length: texts, bytes, messages."""
-_KEPT_ATTRIBUTES: Final = 8_192
-_KEPT_LENGTH: Final = 160
-"""Attributes that are remembered: so many, and so long at most."""
 _KEPT_RESOURCES: Final = 64
 _KEPT_RESOURCE_LENGTH: Final = 8_192
 _LIMIT: Final = 1 << 16
 _SMALL: Final = MAX_VALUES * 2
 """Bytes of a record that the fast way reads: a value has at least two, so there is nothing to count."""
 _CHANGES: Final = semconv.CHANGES.encode()
-_UNIQUE: Final = frozenset({CHANGES, ID})
-"""Fields that no two events share: not worth remembering."""
 _TRACE_SIZES: Final = frozenset({0, 16})
 _SPAN_SIZES: Final = frozenset({0, 8})
 _encode: Final = msgspec.json.Encoder().encode
@@ -94,7 +87,7 @@ class ProtobufDecoder:
     """Decodes requests of one thread; remembers attributes and resources from one to the next."""
 
     def __init__(self) -> None:
-        self._fragments: dict[bytes, Fragment] = {}
+        self._lines = RecordLines(_attribute, _member)
         self._origins: dict[bytes, Origin] = {}
 
     def decode(self, body: bytes) -> Decoded:
@@ -148,57 +141,26 @@ class ProtobufDecoder:
         before = len(rows)
         for first, last in records:
             data = body[first:last]
-            record = _Record.FromString(data)
-            if not record.name.startswith(PREFIX):
+            row = self._row(data, origin)
+            if row is None:
                 decoded.foreign += 1
             else:
-                rows.append(self._row(record, data, origin))
+                rows.append(row)
         if len(rows) > before:
             decoded.resources[origin.key] = origin.resource
 
-    def _row(self, record: Any, data: bytes, origin: Origin) -> Row:
+    def _row(self, data: bytes, origin: Origin) -> Row | None:
+        """The row of a record; None if the record is not ours."""
+        if len(data) <= _SMALL:
+            found = self._lines.line(data, origin.fields)
+            if found is not None:
+                return _WireRow(found[0], found[1], origin.key, "", data)
+        record = _Record.FromString(data)
+        if not record.name.startswith(PREFIX):
+            return None
         if len(record.trace_id) not in _TRACE_SIZES or len(record.span_id) not in _SPAN_SIZES:
             raise BadRequest("a trace id has not 16 bytes, or a span id not 8")
-        if len(data) > _SMALL:
-            return _long_row(record, data, origin)
-        known = self._fragments
-        fields, members = list(FIELDS), []
-        for item in record.attributes:
-            found = known.get(item)
-            if found is None:
-                found = self._fragment(item)
-                if found is None:
-                    break
-            number, text = found
-            if number < 0:
-                members.append(text)
-            else:
-                fields[number] = text
-        else:
-            time = _time(record)
-            made = line(record, time, fields, members, origin.fields)
-            if made is not None:
-                return _WireRow(time, made, origin.key, "", data)
         return _long_row(record, data, origin)
-
-    def _fragment(self, item: bytes) -> Fragment | None:
-        """The fragment of an attribute that was not met before; None if it has none."""
-        found = None
-        place = _place(item, 0, len(item))
-        if place is None:
-            return _any_fragment(item)
-        first, last, start, end = place
-        if end - start < 0x80 and item[start] == 0x0A and item[start + 1] == end - start - 2:
-            found = text_fragment(item[first:last], item[start + 2 : end])
-        elif item[first:last] == _CHANGES:
-            found = _changes(item, start, end)
-        if found is None:
-            return fragment(item[first:last].decode(), _any_value(item, start, end, MAX_DEPTH, _Budget()))
-        if len(item) <= _KEPT_LENGTH and found[0] not in _UNIQUE:
-            if len(self._fragments) >= _KEPT_ATTRIBUTES:
-                self._fragments.clear()
-            self._fragments[item] = found
-        return found
 
     def _origin(self, encoded: bytes) -> Origin:
         known = self._origins.get(encoded)
@@ -258,9 +220,31 @@ def _event(record: Any) -> Event:
 # --- fragments ------------------------------------------------------------------------------------
 
 
-def _any_fragment(item: bytes) -> Fragment | None:
-    """The fragment of an attribute of any kind."""
-    return fragment(*_key_value(item, 0, len(item), MAX_DEPTH, _Budget()))
+def _attribute(item: bytes) -> Fragment | None:
+    """The fragment of an attribute of any kind; None if it has none."""
+    found = None
+    place = _place(item, 0, len(item))
+    if place is None:
+        return fragment(*_key_value(item, 0, len(item), MAX_DEPTH, _Budget()))
+    first, last, start, end = place
+    if end - start < 0x80 and item[start] == 0x0A and item[start + 1] == end - start - 2:
+        found = text_fragment(item[first:last], item[start + 2 : end])
+    elif item[first:last] == _CHANGES:
+        found = _changes(item, start, end)
+    if found is None:
+        return fragment(item[first:last].decode(), _any_value(item, start, end, MAX_DEPTH, _Budget()))
+    return found
+
+
+def _member(item: bytes) -> bytes | None:
+    """A pair in changes as a member of a JSON object, with a comma; None if something must be escaped."""
+    document = _checked(b"\x0a%b%b" % (_encoded_size(len(item)), item), 0, MAX_DEPTH - 4)
+    return None if document is None else document[1:-1] + b","
+
+
+def _encoded_size(size: int) -> bytes:
+    """Of at most two bytes."""
+    return bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))
 
 
 def _changes(data: bytes, start: int, end: int) -> Fragment | None:
@@ -268,16 +252,20 @@ def _changes(data: bytes, start: int, end: int) -> Fragment | None:
     size, first = _size(data, start + 1)
     if data[start] != 0x32 or first + size != end:
         return None
+    document = _checked(data[:end], first, MAX_DEPTH - 2)
+    return None if document is None else (CHANGES, document)
+
+
+def _checked(data: bytes, first: int, depth: int) -> bytes | None:
+    """The pairs from `first` to the end of the data as JSON; None if it is not usual."""
     parts: list[bytes] = []
-    quotes = _document(data, first, end, MAX_DEPTH - 2, parts)
+    quotes = _document(data, first, len(data), depth, parts)
     if quotes < 0:
         return None
     document = b"".join(parts)
-    text = document.decode()
-    # All texts at once: every quotation mark is one of ours.
-    if text.count('"') != quotes or "\\" in text or not text.isprintable():
-        return None
-    return CHANGES, document
+    # All texts at once: every quotation mark is one of ours, and nothing else grows.
+    plain = len(_encode(document.decode())) == len(document) + quotes + 2
+    return document if plain and b'$json"' not in document else None
 
 
 def _document(  # noqa: C901 - one frame: changes are most of what there is to decode
