@@ -61,11 +61,15 @@ def count(transaction: Transaction, context: Any, cursor: Any, parameters: Any) 
         _note(transaction, context, [False if matched == 0 else None] * sent)
 
 
-def count_failed(transaction: Transaction, context: Any, parameters: Any, *, many: bool) -> None:
+def count_failed(
+    transaction: Transaction, context: Any, parameters: Any, error: BaseException, *, many: bool
+) -> None:
     """A statement failed. Nobody knows about its rows when the connection was lost with the answer, or
     when the driver sends the rows one by one."""
     one_by_one = many and transaction.dialect.driver not in ("psycopg", "asyncpg")
-    if one_by_one or drivers.is_lost(transaction.driver()):
+    # The server's last words are read before the end of the connection is: it may look open still.
+    last_words = drivers.sqlstate(error) is not None and not drivers.certainly_aborted(error)
+    if one_by_one or last_words or drivers.is_lost(transaction.driver()):
         _note(transaction, context, [None] * _rows(context, parameters))
 
 

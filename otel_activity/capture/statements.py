@@ -71,7 +71,7 @@ class StatementHooks:
             except BaseException as error:
                 _failed(transaction, error)
                 if transaction.announced:
-                    self._salvage(transaction, context, parameters, many)
+                    self._salvage(transaction, context, parameters, error, many)
                 raise
             if writes:
                 if transaction.unit is None or transaction.autocommit:  # else it was looked at just before
@@ -106,10 +106,12 @@ class StatementHooks:
         proofs.read(transaction, raw)
         return result
 
-    def _salvage(self, transaction: Transaction, context: Any, parameters: Any, many: bool) -> None:
+    def _salvage(
+        self, transaction: Transaction, context: Any, parameters: Any, error: BaseException, many: bool
+    ) -> None:
         try:
             if _writes(context):
-                autocommit.count_failed(transaction, context, parameters, many=many)
+                autocommit.count_failed(transaction, context, parameters, error, many=many)
             if transaction.autocommit:
                 self._bracket.salvage(transaction)
         except Exception:  # noqa: BLE001 - the statement's own error is what the application must see
