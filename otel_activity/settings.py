@@ -45,6 +45,7 @@ PROXY_HEADERS: Final = ("x-forwarded-for", "forwarded")
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _DEFAULT_ACTOR = re.compile(r"(system|service|unknown)(:[^\s:][^\0-\x1f]{0,255})?")
 _CONNINFO = re.compile(r"\s*\w+\s*=")
+_SQLALCHEMY = re.compile(r"\s*postgres(?:ql)?(\+\w+)://")
 _URL = re.compile(r"(?P<scheme>[\w+.-]+:/{1,2}|/{0,2})(?P<rest>.*?)(?P<query>\?\w+=.*)?", re.DOTALL)
 _SECRET = re.compile(
     r"((?:pass(?:word|wd)?|\w*secret)\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)",
@@ -184,15 +185,21 @@ def _exporters(text: str) -> tuple[str, ...]:
     return names
 
 
+def _unreadable(error: Exception) -> str:
+    """Why libpq cannot read it, without what it quotes: that may be the password."""
+    reason = (str(error).strip().splitlines() or [""])[0].split('"')[0].strip()
+    return "neither a URL nor name=value pairs" if reason == "missing" else reason or "unreadable"
+
+
 def _dsn(text: str) -> str:
     import psycopg.conninfo
 
+    if scheme := _SQLALCHEMY.match(text):
+        raise ValueError(f"SQLAlchemy's form, which libpq does not read; leave out {scheme[1]!r}")
     try:
         parts = psycopg.conninfo.conninfo_to_dict(text)
     except psycopg.ProgrammingError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
-        reason = reason.split('"')[0].strip() or "unreadable"  # libpq quotes the value, password included
-        raise ValueError(f"not a PostgreSQL connection string ({reason}); {_DSN_FIX}") from None
+        raise ValueError(f"not a PostgreSQL connection string ({_unreadable(error)}); {_DSN_FIX}") from None
     ports = str(parts.get("port") or "5432").split(",")
     if not all(port.isdigit() and 0 < int(port) < 65_536 for port in ports if port):
         raise ValueError(f"the port is not a number from 1 to 65535; {_DSN_FIX}")

@@ -194,6 +194,19 @@ def test_no_form_of_a_dsn_shows_its_password(dsn: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_the_url_of_sqlalchemy_is_recognised() -> None:
+    """The URL that people have at hand, with SQLAlchemy's driver in it, gets the one word to leave out."""
+    with pytest.raises(ConfigurationError, match=r"SQLAlchemy's form.*; leave out '\+psycopg'") as caught:
+        Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": "postgresql+psycopg://u:s3cret@h/db"})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_dsn_that_is_nothing_says_what_it_is_not() -> None:
+    """Where libpq only misses a sign, the line says which forms there are."""
+    with pytest.raises(ConfigurationError, match=r"\(neither a URL nor name=value pairs\)"):
+        Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": "postgres:/foo"})
+
+
 def test_a_misspelt_argument_does_not_show_its_value() -> None:
     """The value of an unknown setting may be a DSN: only the name is shown."""
     with pytest.raises(ConfigurationError, match="postgres_dns") as caught:

@@ -34,6 +34,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tail": ("otel_activity.cli.tail:tail", "Show the newest events and follow new ones."),
 }
 """Name -> (module:attribute, one line for ``--help``), so that ``--help`` imports none of them."""
+_EXTRAS: Final = dict.fromkeys(("prometheus_client", "uvicorn"), ("receiver", "what the receiver needs"))
+"""Module -> the extra that brings it, and what that is; every other module is looked for by the driver."""
 
 
 class LazyGroup(click.Group):
@@ -90,9 +92,11 @@ def _reported(error: ActivityError) -> click.ClickException:
 
 
 def _not_installed(error: ImportError) -> click.ClickException:
-    """psycopg without a libpq, first of all: what to install, instead of a traceback."""
+    """What to install, instead of a traceback: an extra's package, or psycopg's libpq."""
     reason = " ".join(str(error).split())
-    return _Misconfigured(f'{reason}; pip install "otel-activity[binary]" brings the PostgreSQL driver')
+    module = (error.name or "").partition(".")[0]
+    extra, brings = _EXTRAS.get(module, ("binary", "the PostgreSQL driver"))
+    return _Misconfigured(f'{reason}; pip install "otel-activity[{extra}]" brings {brings}')
 
 
 def _forget_stdout() -> None:

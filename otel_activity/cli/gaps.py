@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_activity.cli.render import json_line, note, printable, say
+from otel_activity.cli.render import json_line, many, note, printable, say
 from otel_activity.store.gaps import Kind, find_gaps
 
 if TYPE_CHECKING:
@@ -55,17 +55,13 @@ def _line(finding: Finding) -> str:
 def _what(finding: Finding) -> str:
     if finding.kind is Kind.HOLE:
         places = f"{finding.first}" if finding.count == 1 else f"{finding.first} to {finding.last}"
-        return f"{_events(finding.count)} missing at {places}, before {_moment(finding.begin)}"
+        return f"{many(finding.count, 'event')} missing at {places}, before {_moment(finding.begin)}"
     if finding.kind is Kind.TAIL:
         return f"not closed, silent since {_moment(finding.begin)}"
     span = f"{_moment(finding.begin)} to {_moment(finding.end)}"
     if finding.kind is Kind.UNAUDITED:
         return f"no process was audited from {span}"
-    return f"{_events(finding.count)} lost, {span}"
-
-
-def _events(count: int | None) -> str:
-    return "1 event" if count == 1 else f"{count} events"
+    return f"{many(finding.count, 'event')} lost, {span}"
 
 
 def _moment(moment: datetime | None) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from otel_activity.cli.app import EXIT_FAILED
 from otel_activity.cli.options import json_option, store_options
-from otel_activity.cli.render import json_line, say
+from otel_activity.cli.render import json_line, many, say
+
+if TYPE_CHECKING:
+    from otel_activity.api import Relayed
 
 __all__ = ["relay"]
 
@@ -78,10 +82,19 @@ def relay(
         shown = {"events": found.events, "lost_records": found.lost_records}
         say(json_line({**shown, "left": found.left, "kept": found.kept}))
     else:
-        say(f"{found.events} events found, {'some are left' if found.left else 'all delivered'}")
-        if found.kept:
-            say(f"{found.kept} transactions are kept for an exporter that is not here; see --without")
-        if found.lost_records:
-            say(f"{found.lost_records} records could not be read: the journals are damaged")
+        _write(found, "in the journals" if outbox is None else "in the outbox")
     if found.left:
         ctx.exit(EXIT_FAILED)
+
+
+def _write(found: Relayed, place: str) -> None:
+    events = many(found.events, "event")
+    if found.left:
+        say(f"{events} found, not all delivered: something is left {place}; the lines above say why")
+    else:
+        say(f"{events} found, all delivered")
+    if found.kept:
+        kept = many(found.kept, "transaction")
+        say(f"{kept} kept for an exporter that is not here; configure it, or give it up: --without EXPORTER")
+    if found.lost_records:
+        say(f"{many(found.lost_records, 'record')} could not be read: the journals are damaged")

@@ -25,6 +25,7 @@ __all__ = [
     "fit",
     "json_line",
     "layout",
+    "many",
     "note",
     "output_width",
     "printable",
@@ -138,6 +139,15 @@ def table_line(cells: Sequence[str], widths: Sequence[int], *, pad_last: bool = 
 
 
 # --- times ----------------------------------------------------------------------------------------
+
+
+def many(number: int | None, thing: str) -> str:
+    """A number of things in words.
+
+    >>> many(1, "event"), many(2, "event")
+    ('1 event', '2 events')
+    """
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def shown_time(nanoseconds: int, *, local: bool = False, milliseconds: bool = False) -> str:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from otel_activity.cli.checks import Check, Level
+from otel_activity.cli.render import many
 from otel_activity.cli.schema import describe
 from otel_activity.errors import ActivityError
 from otel_activity.postgres import schema as store_schema
@@ -118,7 +119,7 @@ def _contents(contents: Contents, state: SchemaStatus) -> Iterator[Check]:
     if contents.outside:
         yield Check("months", Level.WARN, "some events lie outside the months that have a partition", APPLY)
     if contents.quarantined:
-        text = f"{contents.quarantined} records that the server refused"
+        text = f"{many(contents.quarantined, 'record')} that the server refused"
         fix = f"look at their sqlstate and message in {state.schema}.quarantine"
         yield Check("quarantine", Level.WARN, text, fix)
     elif contents.quarantined == 0:
@@ -128,7 +129,7 @@ def _contents(contents: Contents, state: SchemaStatus) -> Iterator[Check]:
         yield Check("newest event", Level.OK, f"{contents.newest:%Y-%m-%d %H:%M:%S} UTC, {_age(age)} ago")
     elif contents.outside is not None:
         text = "there is none yet"
-        yield Check("newest event", Level.WARN, text, "run a service with auditing, or `otel-activity demo`")
+        yield Check("newest event", Level.WARN, text, "run a service with these settings, and change a row")
 
 
 def _partitions(state: SchemaStatus) -> Check:

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from otel_activity.errors import OutboxError
+from otel_activity.errors import OutboxError, StoreRefused
 from otel_activity.ports import OutboxRow
 from otel_activity.postgres.connection import connect
 from otel_activity.postgres.failures import store_failure
@@ -20,6 +20,7 @@ from otel_activity.postgres.statements import statement
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from otel_activity.errors import ExportError
     from otel_activity.events import Courier, Outlet
     from otel_activity.postgres.connection import PatientConnection
 
@@ -30,6 +31,8 @@ _MISSING: Final = frozenset({"42P01", "3F000", "42703"})  # table, schema, colum
 _OPEN: Final = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _APPLY: Final = "run `otel-activity schema apply --outbox DSN` for this database"
 _GRANT: Final = "grant this role USAGE on the schema, INSERT on the table and USAGE on its sequence"
+_GRANT_RELAY: Final = "grant it USAGE on the schema, and SELECT, UPDATE and DELETE on the table"
+_PERMISSION_DENIED: Final = "42501"
 
 
 def outbox_sql(schema: str = "activity") -> str:
@@ -151,7 +154,7 @@ class PostgresOutbox:
             _APPLY
             if state in _MISSING
             else _GRANT
-            if state == "42501"
+            if state == _PERMISSION_DENIED
             else "see the error that caused this one"
         )
         name = f"{type(error).__name__} {state}" if state else type(error).__name__
@@ -185,7 +188,7 @@ class OutboxReader:
             rows = self._query("outbox_take", {"limit": limit})
             return [OutboxRow(*row) for row in rows]
         except psycopg.Error as error:
-            raise store_failure(error, self._schema) from error
+            raise self._failure(error) from error
 
     def release(self) -> None:
         """Let go of the rows that were taken."""
@@ -199,7 +202,7 @@ class OutboxReader:
             self._connection.execute(statement("outbox_delete", self._schema), keys)
             self._connection.commit()
         except psycopg.Error as error:
-            raise store_failure(error, self._schema) from error
+            raise self._failure(error) from error
 
     def newest(self) -> str | None:
         """Transaction of the newest row there is; None when there is none."""
@@ -219,7 +222,17 @@ class OutboxReader:
         try:
             return self._query(name, parameters)
         except psycopg.Error as error:
-            raise store_failure(error, self._schema) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: psycopg.Error) -> ExportError:
+        """A database without an outbox is no store without tables, and another command mends it."""
+        if error.sqlstate in _MISSING:
+            return StoreRefused(
+                f"there is no {self._schema}.outbox in {self._connection.info.dbname}; {_APPLY}"
+            )
+        if error.sqlstate == _PERMISSION_DENIED:
+            return StoreRefused(f"{self._schema}.outbox cannot be emptied by this role; {_GRANT_RELAY}")
+        return store_failure(error, self._schema)
 
     def _query(self, name: str, parameters: dict[str, Any]) -> list[Any]:
         return self._connection.execute(statement(name, self._schema), parameters).fetchall()

@@ -87,7 +87,7 @@ def explained(error: psycopg.Error, address: StoreAddress) -> ExportError:
     if state == "42501":
         return StoreRefused(
             f"{address.shown} gives no permission to read ({_primary(error)}); "
-            f"GRANT USAGE ON SCHEMA {address.schema} and SELECT on its tables to this user"
+            "run the SQL of `otel-activity schema sql --grants --reader ROLE` for this user as the owner"
         )
     if state == "57014":
         return StoreRefused(f"{address.shown} stopped the query ({_primary(error)}); ask for a shorter time")

@@ -325,6 +325,28 @@ def test_help_and_version_load_nothing_heavy() -> None:
 # --- schema ---------------------------------------------------------------------------------------
 
 
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, store_dsn: str) -> None:
+    """A command without its packages says which extra brings them, and not another one."""
+    for module in [name for name in sys.modules if name.startswith("otel_activity.receiver")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    result = run("receive", "--http-port", "0", "--grpc-port", "0", dsn=store_dsn)
+    assert result.exit_code == 2
+    assert 'pip install "otel-activity[receiver]"' in result.stderr
+    assert "binary" not in result.stderr
+
+
+def test_a_relay_without_an_outbox_names_the_command_that_makes_it(
+    store_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An outbox that is missing is not mended by the tables of the store."""
+    result = run("relay", "--outbox", store_dsn, "--timeout", "1", dsn=store_dsn)
+    assert result.exit_code == 1
+    assert result.stdout.startswith("0 events found, not all delivered")
+    assert "there is no activity.outbox" in caplog.text
+    assert "schema apply --outbox DSN" in caplog.text
+
+
 def test_schema_apply_then_status(postgres_dsn: str) -> None:
     """Status fails before apply and succeeds after; a second apply changes nothing."""
     before = run("schema", "status", dsn=postgres_dsn)

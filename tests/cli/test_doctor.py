@@ -67,7 +67,7 @@ def test_quarantine_and_old_partitions_warn(store_dsn: str) -> None:
             connection.execute(f"DROP TABLE {row[0]}")
     status, checks = examine(store_dsn)
     assert status == 0
-    assert (checks["quarantine"]["status"], checks["quarantine"]["message"][:9]) == ("warn", "1 records")
+    assert (checks["quarantine"]["status"], checks["quarantine"]["message"][:9]) == ("warn", "1 record ")
     assert (checks["partitions"]["status"], checks["partitions"]["fix"]) == (
         "warn",
         "run `otel-activity schema apply`",
