@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_activity import __version__
-from otel_activity.delivery import concern, journal_directory
+from otel_activity.cli.render import many
+from otel_activity.delivery import concern, find_leftovers, journal_directory
 from otel_activity.errors import ConfigurationError
 from otel_activity.settings import FIELDS, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Check", "Level", "environment_checks"]
+__all__ = ["Check", "Level", "environment_checks", "left_behind"]
 
 DISTRIBUTION: Final = "otel-activity"
 SHOWN: Final = ("opentelemetry-sdk", "sqlalchemy", "psycopg")
@@ -133,6 +134,9 @@ def _settings(environ: Mapping[str, str], *, interactive: bool, dsn_given: bool)
     yield _active(settings, environ, dsn_given=dsn_given)
     if settings.active:
         yield _journal(settings, environ)
+        left = left_behind(settings, environ)
+        if left is not None:
+            yield left
 
 
 def _active(settings: Settings, environ: Mapping[str, str], *, dsn_given: bool) -> Check:
@@ -183,6 +187,24 @@ def _journal(settings: Settings, environ: Mapping[str, str]) -> Check:
         fix = "name a directory on a local disk with OTEL_ACTIVITY_JOURNAL_DIR"
         return Check("journal", Level.WARN, f"{directory}: {trouble}", fix)
     return Check("journal", Level.OK, str(directory))
+
+
+def left_behind(settings: Settings, environ: Mapping[str, str]) -> Check | None:
+    """Whether journals of dead processes hold events that nobody has delivered; None when they do not."""
+    try:
+        directory = journal_directory(settings.journal_dir, environ)
+        found = find_leftovers(directory, settings.exporters)
+    except (ConfigurationError, OSError):  # whether it can be written is another check
+        return None
+    if found.events:
+        places = ", ".join(map(str, found.homes))
+        text = f"{many(found.events, 'event')} of dead processes not delivered yet, in {places}"
+        relay = f"run `otel-activity relay --journal {directory}`"
+        return Check("left behind", Level.WARN, text, f"start the service, which delivers them, or {relay}")
+    if found.unreadable:
+        text = f"{many(found.unreadable, 'journal')} in {directory} cannot be read"
+        return Check("left behind", Level.WARN, text, "run this as the service's user")
+    return None
 
 
 # --- loading --------------------------------------------------------------------------------------

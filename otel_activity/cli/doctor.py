@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from otel_activity.cli.app import EXIT_FAILED
-from otel_activity.cli.checks import Check, Level, environment_checks
+from otel_activity.cli.checks import Check, Level, environment_checks, left_behind
 from otel_activity.cli.options import WHEN, json_option, require_dsn, unchecked_store_options
-from otel_activity.cli.render import json_line, output_width, printable, say
+from otel_activity.cli.render import json_line, note, output_width, printable, say
 from otel_activity.settings import FIELDS, Settings
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def doctor(
 
         since = since or datetime.now(UTC) - DEFAULT_RANGE
         wait = timedelta(seconds=grace)
-        if not report_gaps(require_dsn(dsn), schema, since=since, grace=wait, as_json=as_json):
+        complete = report_gaps(require_dsn(dsn), schema, since=since, grace=wait, as_json=as_json)
+        _note_left_behind()
+        if not complete:
             ctx.exit(EXIT_FAILED)
         return
     if only_settings:
@@ -97,6 +99,14 @@ def _outbox_checks() -> list[Check]:
     except ImportError:  # reported by the check of the store
         return []
     return [outbox_check(settings)]
+
+
+def _note_left_behind() -> None:
+    """What is missing in a store may wait on this machine; to be said where people ask what is missing."""
+    settings = _readable_settings()
+    left = None if settings is None or not settings.active else left_behind(settings, os.environ)
+    if left is not None:
+        note(printable(f"{left.text}; {left.fix}"))
 
 
 def _exporters() -> tuple[str, ...]:

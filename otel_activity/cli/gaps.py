@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_activity.cli.render import json_line, many, note, printable, say
-from otel_activity.store.gaps import Kind, find_gaps
+from otel_activity.store.gaps import Kind, examine
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
-    from otel_activity.store.gaps import Finding
+    from otel_activity.store.gaps import Examined, Finding
 
 __all__ = ["report_gaps"]
 
@@ -21,13 +21,28 @@ def report_gaps(dsn: str, schema: str, *, since: datetime, grace: timedelta, as_
     Raises:
         ActivityError: the store cannot be asked.
     """
-    found = find_gaps(dsn, schema, since=since, grace=grace)
-    for finding in found:
+    examined = examine(dsn, schema, since=since, grace=grace)
+    for finding in examined.findings:
         say(json_line(_as_json(finding)) if as_json else _line(finding))
-    open_ones = sum(finding.explanation is None for finding in found)
+    open_ones = sum(finding.explanation is None for finding in examined.findings)
     if not as_json:
-        note(f"since {_moment(since)}: {len(found)} found, {open_ones} of them unexplained")
+        _sum_up(examined, since, open_ones)
     return open_ones == 0
+
+
+def _sum_up(examined: Examined, since: datetime, open_ones: int) -> None:
+    """Nothing found is an answer only together with what was looked at, and what could not show there."""
+    if not examined.streams:
+        note(f"since {_moment(since)}: no events, so nothing to judge")
+        return
+    looked_at = f"{many(examined.events, 'event')} of {many(examined.streams, 'stream')}"
+    found = f"{many(len(examined.findings), 'gap')} found, {open_ones} of them unexplained"
+    note(f"since {_moment(since)}: {looked_at}; {found}")
+    if examined.silent:
+        note(
+            f"{examined.silent} of the streams without beats: a lost end would not show, and a journal that "
+            "was taken over may look like a hole; set OTEL_ACTIVITY_HEARTBEAT=60 in the service"
+        )
 
 
 def _as_json(finding: Finding) -> dict[str, object]:

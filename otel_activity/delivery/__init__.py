@@ -8,6 +8,7 @@ from otel_activity.delivery.durable import DurableDelivery
 from otel_activity.delivery.feeder import Overflow, Stream
 from otel_activity.delivery.gaps import GapLog
 from otel_activity.delivery.lane import Lane
+from otel_activity.delivery.leftovers import Leftovers, find_leftovers
 from otel_activity.delivery.memory import Journaled, Memory
 from otel_activity.delivery.outbox import NoOutbox
 from otel_activity.delivery.queued import QueuedDelivery
@@ -23,6 +24,7 @@ __all__ = [
     "Heartbeat",
     "Journaled",
     "Lane",
+    "Leftovers",
     "Memory",
     "NoOutbox",
     "Overflow",
@@ -32,6 +34,7 @@ __all__ = [
     "Stream",
     "StrictDelivery",
     "concern",
+    "find_leftovers",
     "journal_directory",
     "service_directory",
 ]

@@ -464,7 +464,9 @@ def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[s
                 released.append(_released(held, record))
         elif record.kind == CONFIRMED:
             cursors.update(_decode_cursors(record.payload))
-    absent = sorted(_exporters_of(journal, cursors).difference(exporters, given_up))
+    named = _named_exporters(journal)
+    theirs = {*named, *cursors}.difference(given_up)
+    absent = sorted(theirs.difference(exporters))
     source.resume({name: cursors[name] for name in absent if name in cursors})
     for held in released:
         held.elsewhere = any(cursors.get(name, -1) < held.mark for name in absent)
@@ -472,7 +474,10 @@ def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[s
     for held in undecided:
         held.error = DAMAGED if losses else NO_MARK
         held.elsewhere = bool(absent)
-    left = [held for held in released if not _has_all(held, exporters, cursors)]
+    # What all of its exporters had was done with: one that came later has no claim to it. (An older version
+    # does not name them: there an exporter may be one of its own that has confirmed nothing yet.)
+    done = min((cursors.get(name, -1) for name in theirs), default=-1) if named else -1
+    left = [held for held in released if not _has_all(held, exporters, cursors, done)]
     kept = [held for held in released if held.elsewhere and not held.unconfirmed]
     _take(source, (*left, *undecided, *kept), kept=len(kept))
     if not any(held.elsewhere for held in (*released, *undecided)):
@@ -488,10 +493,10 @@ def _take(source: Source, needed: Sequence[Held], *, kept: int) -> None:
             source.journal.take(held.place.segment)
 
 
-def _exporters_of(journal: Journal, cursors: dict[str, int]) -> set[str]:
-    """The exporters of the process that wrote it; of an older version, those that confirmed anything."""
+def _named_exporters(journal: Journal) -> set[str]:
+    """The exporters of the process that wrote it; none if an older version did."""
     named = journal.about().get("exporters")
-    return {*cursors, *(name for name in named or () if isinstance(name, str))}
+    return {name for name in named or () if isinstance(name, str)}
 
 
 def _prepared(record: Record, segment: int, source: Source, lanes: int) -> Held:
@@ -512,7 +517,7 @@ def _released(held: Held, record: Record) -> Held:
     return held
 
 
-def _has_all(held: Held, exporters: Sequence[str], cursors: dict[str, int]) -> bool:
-    held.skip = tuple(name for name in exporters if cursors.get(name, -1) >= held.mark)
+def _has_all(held: Held, exporters: Sequence[str], cursors: dict[str, int], done: int) -> bool:
+    held.skip = tuple(name for name in exporters if max(cursors.get(name, -1), done) >= held.mark)
     held.untaken = held.unconfirmed = len(exporters) - len(held.skip)
     return held.untaken == 0

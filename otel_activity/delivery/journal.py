@@ -156,6 +156,19 @@ def is_journal(path: Path) -> bool:
     return bool(_UUID.fullmatch(path.name)) or (path / _LOCK).exists() or any(path.glob(f"*{_SUFFIX}"))
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process has the journal; it is not kept from anybody by the question.
+
+    Raises:
+        OSError: the lock cannot be opened.
+    """
+    lock = try_lock(str(path / _LOCK))
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
+
+
 def _adopted(path: Path) -> Journal | None:
     try:
         lock = try_lock(str(path / _LOCK))

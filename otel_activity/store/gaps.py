@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from uuid import UUID
 
-__all__ = ["Finding", "Kind", "find_gaps"]
+__all__ = ["Examined", "Finding", "Kind", "examine", "find_gaps"]
 
 LOOKBACK: Final = timedelta(days=7)
 """What was released in the range may have happened earlier: a long transaction, a journal taken over."""
@@ -72,6 +72,23 @@ class Finding:
     last: int | None = None
     count: int | None = None
     explanation: str | None = None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was looked at, and what is missing of it.
+
+    Attributes:
+        findings: the oldest first.
+        events: events of the range that have a place in a stream.
+        streams: streams that these belong to.
+        silent: those of the streams that have no beats. Where the end of one is lost, nothing shows it.
+    """
+
+    findings: list[Finding]
+    events: int
+    streams: int
+    silent: int
 
 
 class _Explanations:
@@ -142,7 +159,12 @@ def subject_of(row: Row) -> str:
 def find_gaps(
     dsn: str, schema: str, *, since: datetime, grace: timedelta = timedelta(minutes=1)
 ) -> list[Finding]:
-    """Look for what is missing since a time, the oldest first.
+    """The findings of `examine`."""
+    return examine(dsn, schema, since=since, grace=grace).findings
+
+
+def examine(dsn: str, schema: str, *, since: datetime, grace: timedelta = timedelta(minutes=1)) -> Examined:
+    """Look for what is missing since a time.
 
     Args:
         dsn: the store.
@@ -157,7 +179,7 @@ def find_gaps(
     reader = Reader(StoreAddress(dsn, schema))
     try:
         search = _Search(reader, schema, since, grace)
-        return sorted(search.findings(), key=lambda found: found.begin)
+        return search.examined()
     finally:
         reader.close()
 
@@ -178,9 +200,14 @@ class _Search:
         query = statement(name, self._schema)
         return self._reader.run(lambda cursor: cursor.execute(query, parameters or None).fetchall())
 
-    def findings(self) -> Iterator[Finding]:
+    def examined(self) -> Examined:
+        streams = self._ask("gap_streams", since=self._since, until=self._until)
+        findings = sorted(self._findings(streams), key=lambda found: found.begin)
+        events = sum(row["events"] for row in streams)
+        return Examined(findings, events, len(streams), sum(not row["heartbeat"] for row in streams))
+
+    def _findings(self, streams: Sequence[Row]) -> Iterator[Finding]:
         since = self._since
-        streams = self._ask("gap_streams", since=since, until=self._until)
         services = {str(row["stream"]): row["service"] for row in streams}
         explained = _Explanations(self._ask("gap_records", since=since - SAID, until=self._until))
         yield from self._losses(explained)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -10,7 +10,12 @@ import pytest
 from otel_activity.postgres.outbox import apply_outbox
 from otel_activity.settings import FIELDS
 from tests.cli.support import json_lines, run
+from tests.delivery.test_durable import World, bracket
+from tests.delivery.test_queued import unit
 from tests.store.support import make_event, store
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def examine(dsn: str | None = None, **variables: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -19,10 +24,11 @@ def examine(dsn: str | None = None, **variables: str) -> tuple[int, dict[str, di
     return result.exit_code, {row["check"]: row for row in json_lines(result.stdout)}
 
 
-def test_healthy_installation_passes(store_dsn: str) -> None:
+def test_healthy_installation_passes(store_dsn: str, tmp_path: Path) -> None:
     """With tables and an event nothing fails, and every part has its line."""
     store(store_dsn, [make_event()])
-    status, checks = examine(store_dsn, OTEL_PYTHON_DISTRO="otel_activity")
+    journals = {"OTEL_ACTIVITY_JOURNAL_DIR": str(tmp_path)}
+    status, checks = examine(store_dsn, OTEL_PYTHON_DISTRO="otel_activity", **journals)
     assert status == 0
     assert {name for name, row in checks.items() if row["status"] != "ok"} == {"append only"}
     expected = "python sqlalchemy psycopg settings exporters distro capture store clock schema partitions"
@@ -137,6 +143,21 @@ def test_best_effort_by_default_still_checks_the_journal_that_rules_need(store_d
     assert "best_effort" in examine(store_dsn, **best)[1]["journal"]["message"]
     row = examine(store_dsn, **best, OTEL_ACTIVITY_DELIVERY_RULES="Invoice=durable")[1]["journal"]
     assert "best_effort" not in row["message"]
+
+
+def test_what_dead_processes_left_is_said_wherever_one_asks(store_dsn: str, tmp_path: Path) -> None:
+    """Events that only a dead process's journal has are not in the store: both views say where they are."""
+    shop = World(tmp_path / "shop-1")
+    dead = shop.delivery(shop.road("postgres", down=True))
+    bracket(dead, unit(1, 2, 3))
+    here = {"OTEL_ACTIVITY_JOURNAL_DIR": str(tmp_path)}
+    assert "left behind" not in examine(store_dsn, **here)[1]
+    shop.close()
+    status, checks = examine(store_dsn, **here)
+    assert (status, checks["left behind"]["status"]) == (0, "warn")
+    assert checks["left behind"]["message"].startswith("3 events of dead processes not delivered yet")
+    assert f"relay --journal {tmp_path}" in checks["left behind"]["fix"]
+    assert "3 events of dead processes" in run("doctor", "--gaps", dsn=store_dsn, **here).stderr
 
 
 def test_settings_lists_every_setting_masked() -> None:

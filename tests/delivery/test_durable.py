@@ -14,7 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from otel_activity import semconv
-from otel_activity.delivery import Backoff, Breaker, DurableDelivery, Overflow, journal
+from otel_activity.delivery import (
+    Backoff,
+    Breaker,
+    DurableDelivery,
+    Leftovers,
+    Overflow,
+    find_leftovers,
+    journal,
+)
 from otel_activity.delivery.records import HEADER_SIZE, Damage, Record, scan
 from otel_activity.errors import ConfigurationError
 from tests.delivery.test_queued import Broken, Note, Road, unit, wait_for
@@ -231,6 +239,46 @@ def test_an_exporter_that_had_everything_keeps_no_journal(world: World) -> None:
     assert flush(fewer)
     assert ids(here) == [1]
     wait_for(lambda: len(list(world.home.iterdir())) == 1)
+
+
+def test_a_new_exporter_does_not_get_what_was_done_with(world: World) -> None:
+    """What all exporters of a dead process had confirmed is over; the rest goes to whoever is there."""
+    old = world.road("old")
+    first = world.delivery(old)
+    bracket(first, unit(1, 2))
+    wait_for(lambda: not first._sources[0]._changed and "old" in first._sources[0]._cursors)
+    time.sleep(0.25)
+    old.down = True
+    bracket(first, unit(3))
+    world.kill(first)
+    road, again = world.road("new"), world.road("old")
+    second = world.delivery(road, again)
+    second.start()
+    assert flush(second)
+    assert (ids(road), ids(again)) == ([3], [3])
+
+
+def test_what_dead_processes_left_can_be_seen(world: World) -> None:
+    """What waits is counted without being taken over; what is confirmed, or a living process's, is not."""
+    here = world.home / "shop"
+    shop = World(here)
+    dead = shop.delivery(shop.road("store", down=True))
+    bracket(dead, unit(1, 2))
+    dead.prepare(unit(3))
+    assert find_leftovers(world.home, ["store"]) == Leftovers()
+    shop.kill(dead)
+    for _ in range(2):
+        assert find_leftovers(world.home, ["store"]) == Leftovers(3, (here,))
+    road = shop.road("store")
+    heir = shop.delivery(road)
+    heir.start()
+    assert flush(heir)
+    assert ids(road) == [1, 2, 3]
+    wait_for(lambda: not heir._sources[0]._changed and len(list(here.iterdir())) == 1)
+    time.sleep(0.25)
+    shop.kill(heir)
+    assert find_leftovers(world.home, ["store"]) == Leftovers()
+    assert find_leftovers(world.home / "nowhere", ["store"]) == Leftovers()
 
 
 def test_an_adopter_that_dies_is_adopted(world: World) -> None:

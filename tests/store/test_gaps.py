@@ -15,7 +15,7 @@ from psycopg import sql
 from otel_activity import semconv
 from otel_activity.delivery.gaps import evidence
 from otel_activity.postgres.writer import EventWriter
-from otel_activity.store.gaps import LOOKBACK, Kind, find_gaps
+from otel_activity.store.gaps import LOOKBACK, Kind, examine, find_gaps
 from otel_activity.store.queries import statement
 from tests.cli.support import json_lines, run
 from tests.store.support import BOARD, MINUTE, apply_schema, make_event, now, store
@@ -115,7 +115,27 @@ def test_a_row_that_was_deleted_is_an_unexplained_hole(store_dsn: str) -> None:
     assert (first["first"], first["last"], first["count"], first["explained"]) == (7, 8, 2, False)
     text = run("doctor", "--gaps", dsn=store_dsn).output
     assert "2 events missing at 7 to 8" in text
-    assert "2 found, 2 of them unexplained" in text
+    assert "27 events of 1 stream; 2 gaps found, 2 of them unexplained" in text
+    assert "1 of the streams without beats" in text
+
+
+def test_an_empty_store_is_not_called_complete(store_dsn: str) -> None:
+    """Where nothing was stored nothing can be judged, and the command does not say that all is there."""
+    result = run("doctor", "--gaps", dsn=store_dsn)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "no events, so nothing to judge" in result.stderr
+
+
+def test_streams_with_beats_are_told_from_those_without(store_dsn: str) -> None:
+    """What was looked at is counted; the remark about beats is made only where they are missing."""
+    beating = Stream()
+    store(store_dsn, [beating.record(semconv.STREAM_OPENED, 1), beating.record(semconv.STREAM_CLOSED, 2)])
+    since = datetime.now(UTC) - timedelta(days=1)
+    examined = examine(store_dsn, "activity", since=since)
+    assert (examined.events, examined.streams, examined.silent) == (2, 1, 0)
+    assert "beats" not in run("doctor", "--gaps", dsn=store_dsn).output
+    store(store_dsn, Stream().events([1]))
+    assert examine(store_dsn, "activity", since=since).silent == 1
 
 
 def test_the_head_of_a_stream_is_a_hole_unless_retention_cut_it(store_dsn: str) -> None:
