@@ -76,6 +76,7 @@ def environment_checks(environ: Mapping[str, str], *, interactive: bool, dsn_giv
         *_versions(),
         *_settings(environ, interactive=interactive, dsn_given=dsn_given),
         *_loading(environ),
+        _telemetry(environ),
         *_other_signals(environ),
         *_capture(),
     ]
@@ -253,6 +254,20 @@ def _distro(environ: Mapping[str, str]) -> Check:
     reason = f"OTEL_PYTHON_DISTRO={named}" if named else f"{chosen} comes first"
     text = f"{reason}: auditing starts after it, and not at all if the other signals fail to start"
     return Check("distro", Level.WARN, text, "set OTEL_PYTHON_DISTRO=otel_activity")
+
+
+def _telemetry(environ: Mapping[str, str]) -> Check:
+    """Whether `opentelemetry-instrument` would set up traces and metrics: that takes a configurator."""
+    if metadata.entry_points(group="opentelemetry_configurator"):
+        return Check("telemetry", Level.OK, "traces and metrics are set up by opentelemetry-instrument")
+    missing = "nothing is installed that sets up traces and metrics"
+    asked = [name for name in SIGNALS if environ.get(name, "").strip().lower() not in {"", "none"}]
+    if asked:
+        return Check(
+            "telemetry", Level.WARN, f"{asked[0]} is set, but {missing}", "pip install opentelemetry-distro"
+        )
+    text = f"{missing} (opentelemetry-distro does): events have no trace, unless the program sets it up"
+    return Check("telemetry", Level.OK, text)
 
 
 def _other_signals(environ: Mapping[str, str]) -> Iterator[Check]:

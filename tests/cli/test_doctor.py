@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -135,6 +136,23 @@ def test_the_outbox_is_looked_for_where_an_event_may_be_strict(store_dsn: str) -
     for asked in (rules, strict):
         status, checks = examine(store_dsn, **asked, **there)
         assert (status, checks["outbox"]["status"]) == (0, "ok")
+
+
+def test_variables_that_nothing_reads_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics that are asked for need something that sets OpenTelemetry up; else a line says so."""
+    asked = {"OTEL_METRICS_EXPORTER": "console"}
+    assert examine(**asked)[1]["telemetry"]["status"] == "ok"
+    found = metadata.entry_points
+
+    def without_a_configurator(*, group: str) -> object:
+        return () if group == "opentelemetry_configurator" else found(group=group)
+
+    monkeypatch.setattr(metadata, "entry_points", without_a_configurator)
+    row = examine(**asked)[1]["telemetry"]
+    assert (row["status"], row["fix"]) == ("warn", "pip install opentelemetry-distro")
+    assert "OTEL_METRICS_EXPORTER is set" in row["message"]
+    for quiet in ({}, {"OTEL_METRICS_EXPORTER": "none"}):
+        assert examine(**quiet)[1]["telemetry"]["status"] == "ok"
 
 
 def test_best_effort_by_default_still_checks_the_journal_that_rules_need(store_dsn: str) -> None:
