@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,9 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from otel_activity.events import Event
-    from otel_activity.store import StoredEvent
+    from otel_activity.store import ActivityStore, StoredEvent
 
-__all__ = ["EventTable", "action_text", "actor_text", "entity_text", "event_json", "field_lines"]
+__all__ = [
+    "EventTable",
+    "action_text",
+    "actor_text",
+    "entity_text",
+    "event_json",
+    "field_lines",
+    "origin_text",
+    "type_hint",
+]
 
 ARROW: Final = " -> "
 NOT_KNOWN: Final = "(not known)"
@@ -25,6 +35,8 @@ _WEB_EVENTS: Final = frozenset(
 )
 STACKED_BELOW: Final = 110
 """Terminals narrower than this show an event's changes on a line of their own."""
+MOST_TYPES: Final = 20
+"""Types of entity that a hint names."""
 LEAST_CHANGES: Final = 40
 """Cells that the changes keep beside the other columns."""
 
@@ -79,6 +91,19 @@ def entity_text(event: Event) -> str:
     return f"{_text(event, semconv.ENTITY_TYPE)} {_text(event, semconv.ENTITY_ID)}".strip()
 
 
+def origin_text(event: Event) -> str:
+    """Where it was done: ``PATCH /tasks/{number} from 10.0.0.7``, ``job nightly``.
+
+    Empty when that is not known, and for events that are about a request: it is among their fields.
+    """
+    if event.name in _WEB_EVENTS:
+        return ""
+    request = " ".join(filter(None, (_text(event, semconv.REQUEST_METHOD), _text(event, semconv.ROUTE))))
+    job, client = _text(event, semconv.JOB_NAME), _text(event, semconv.CLIENT_ADDRESS)
+    parts = (request, f"from {client}" if client else "", f"job {job}" if job else "")
+    return " ".join(filter(None, parts))
+
+
 def _fields(event: Event) -> Iterator[tuple[str, str]]:
     """Field and what happened to it; first what no reader may miss when the line is cut."""
     if event.attributes.get(semconv.COMMIT) == "unknown":
@@ -123,6 +148,20 @@ def _change_text(name: str, sides: Any) -> str:
     if name == semconv.ENTITY_DELETED and after is None:
         return before or NOT_KNOWN
     return f"{NOT_KNOWN if before is None else before}{ARROW}{NOT_KNOWN if after is None else after}"
+
+
+def type_hint(store: ActivityStore, wanted: str | None) -> str:
+    """Where nothing was found: that the store has no such type of entity, and which ones it has."""
+    if wanted is None:
+        return ""
+    known = store.entity_types()
+    if not known or wanted in known:
+        return ""
+    named = {name.lower(): name for name in reversed(known)}
+    close = difflib.get_close_matches(wanted.lower(), named, n=1)
+    meant = f"; did you mean {printable(named[close[0]])}?" if close else "."
+    shown = ", ".join(map(printable, known[:MOST_TYPES])) + (", ..." if len(known) > MOST_TYPES else "")
+    return f" There is no such type{meant} Types are: {shown}"
 
 
 def field_lines(event: Event, width: int | None) -> list[str]:

@@ -6,8 +6,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from otel_activity.cli.eventview import action_text, actor_text, event_json, field_lines
-from otel_activity.cli.options import WHEN, json_option, local_option, require_dsn, store_options
+from otel_activity import semconv
+from otel_activity.cli.eventview import (
+    action_text,
+    actor_text,
+    event_json,
+    field_lines,
+    origin_text,
+    type_hint,
+)
+from otel_activity.cli.options import (
+    SINCE_HELP,
+    WHEN,
+    json_option,
+    local_option,
+    require_dsn,
+    store_options,
+)
 from otel_activity.cli.render import fit, json_line, note, output_width, printable, say, shown_time
 from otel_activity.store import ActivityStore
 
@@ -22,8 +37,10 @@ __all__ = ["history"]
 @click.command()
 @click.argument("entity_type")
 @click.argument("entity_id")
-@click.option("--since", type=WHEN, help="From this time on: 15m, 2h, 7d (ago), or an ISO date or time.")
+@click.option("--since", type=WHEN, help=SINCE_HELP)
 @click.option("--until", type=WHEN, help="Before this time.")
+@click.option("--service", metavar="NAME", help="Service that recorded the event.")
+@click.option("--table", metavar="NAME", help="Table that was changed.")
 @click.option(
     "--limit", "-n", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Newest events."
 )
@@ -35,6 +52,8 @@ def history(
     entity_id: str,
     since: datetime | None,
     until: datetime | None,
+    service: str | None,
+    table: str | None,
     limit: int,
     as_json: bool,
     local: bool,
@@ -43,11 +62,20 @@ def history(
 ) -> None:
     """Show what happened to one entity, oldest first.
 
-    A composite key is given as a JSON array: otel-activity history membership '[4,7]'.
-    Times are UTC unless --local is given.
+    ENTITY_TYPE is the name of the mapped class. A composite key is given as a JSON array: otel-activity
+    history membership '[4,7]'. Times are UTC unless --local is given.
     """
     with ActivityStore(require_dsn(dsn), schema=schema) as store:
-        events = store.history(entity_type, entity_id, since=since, until=until, limit=limit + 1)
+        events = store.history(
+            entity_type,
+            entity_id,
+            since=since,
+            until=until,
+            service=service,
+            table=table,
+            limit=limit + 1,
+        )
+        hint = "" if events or as_json else type_hint(store, entity_type)
     older = len(events) > limit
     events = events[-limit:]
     if as_json:
@@ -55,11 +83,24 @@ def history(
             say(json_line(event_json(event)))
         return
     if not events:
-        note(f"No events of {printable(entity_type)} {printable(entity_id)}.")
+        note(f"No events of {printable(entity_type)} {printable(entity_id)}.{hint}")
         return
     if older:
         note("There are older events: use --until, or a larger --limit.")
     _write_timeline(events, f"{printable(entity_type)} {printable(entity_id)}", local=local)
+    _note_namesakes(events)
+
+
+def _note_namesakes(events: list[StoredEvent]) -> None:
+    """Two services, or two tables, may have an entity of the same type and id: that is not one history."""
+    places = {
+        f"{event.service} {table}"
+        for event in events
+        if (table := event.attributes.get(semconv.DB_COLLECTION_NAME)) is not None
+    }
+    if len(places) > 1:
+        names = ", ".join(map(printable, sorted(places)))
+        note(f"These are of several tables: {names}. Narrow it with --service or --table.")
 
 
 def _write_timeline(events: list[StoredEvent], entity: str, *, local: bool) -> None:
@@ -68,7 +109,8 @@ def _write_timeline(events: list[StoredEvent], entity: str, *, local: bool) -> N
     say(f"{entity}: {len(events)} {many}, oldest first, times {'local' if local else 'in UTC'}")
     for event in events:
         moment = shown_time(event.time, local=local, milliseconds=True)
-        line = f"{moment}  {action_text(event)} by {actor_text(event)}"
+        origin = origin_text(event)
+        line = f"{moment}  {action_text(event)} by {actor_text(event)}{', ' if origin else ''}{origin}"
         say("")
         say(line if width is None else fit(line, width))
         for field in field_lines(event, width):

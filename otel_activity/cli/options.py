@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DURATION",
+    "SINCE_HELP",
     "WHEN",
     "filter_options",
     "json_option",
@@ -34,11 +35,14 @@ F = TypeVar("F", bound="Callable[..., Any]")
 _SETTINGS: Final = {field.name: field for field in FIELDS}
 _AGO: Final = re.compile(r"(\d{1,9})\s*([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DAYS: Final = {"today": 0, "yesterday": 1}
 DSN_EXAMPLE: Final = "postgresql://user:password@host:5432/database"
 
 
 def parse_when(text: str, *, now: datetime, local: bool = False) -> datetime:
     """Read a time: ``15m``, ``2h``, ``7d``, ``4w`` ago, ``now``, or an ISO date or time.
+
+    ``today`` and ``yesterday`` are the beginnings of these days.
 
     Args:
         text: what the user typed.
@@ -48,18 +52,25 @@ def parse_when(text: str, *, now: datetime, local: bool = False) -> datetime:
     Raises:
         ValueError: it is none of these; the message names the fix.
     """
-    if text.strip().lower() == "now":
+    word = text.strip().lower()
+    if word == "now":
         return now
-    ago = _AGO.fullmatch(text.strip().lower())
+    ago = _AGO.fullmatch(word)
     try:
         if ago:
             return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        moment = datetime.fromisoformat(text.strip())
+        if word in _DAYS:
+            today = now.astimezone(None if local else UTC).date()
+            moment = datetime.combine(today - timedelta(days=_DAYS[word]), time.min)
+        else:
+            moment = datetime.fromisoformat(text.strip())
         if moment.tzinfo is None:
             moment = moment.astimezone() if local else moment.replace(tzinfo=UTC)
         return moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError("not a time; use 15m, 2h, 7d, now, 2026-05-01 or 2026-05-01T09:30+02:00") from None
+        raise ValueError(
+            "not a time; use 15m, 2h, 7d, now, today, yesterday, 2026-05-01 or 2026-05-01T09:30+02:00"
+        ) from None
 
 
 if TYPE_CHECKING:
@@ -176,8 +187,9 @@ def local_option(command: F) -> F:
     )(command)
 
 
+SINCE_HELP: Final = "From this time on: 15m, 2h, 7d (ago), today, yesterday, or an ISO date or time."
 _FILTERS: Final = (
-    click.option("--since", type=WHEN, help="From this time on: 15m, 2h, 7d (ago), or an ISO date or time."),
+    click.option("--since", type=WHEN, help=SINCE_HELP),
     click.option("--until", type=WHEN, help="Before this time."),
     click.option("--name", "names", multiple=True, metavar="NAME", help="Event name; may be repeated."),
     click.option("--action", "actions", multiple=True, metavar="ACTION", help="Action; may be repeated."),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from otel_activity.cli.eventview import EventTable, event_json
+from otel_activity.cli.eventview import EventTable, event_json, type_hint
 from otel_activity.cli.options import (
     filter_options,
     json_option,
@@ -50,10 +50,11 @@ def search(
             say(json_line({"count": number}) if as_json else str(number))
             return
         page = store.search(wanted, limit=limit, cursor=cursor)
+        hint = "" if page.events or as_json else type_hint(store, wanted.entity_type)
     if as_json:
         _write_json(page)
     else:
-        _write_table(page, local=local)
+        _write_table(page, hint, local=local)
 
 
 def _write_json(page: Page) -> None:
@@ -61,10 +62,10 @@ def _write_json(page: Page) -> None:
         say(json_line({**event_json(event), "cursor": position(event).cursor}))
 
 
-def _write_table(page: Page, *, local: bool) -> None:
+def _write_table(page: Page, hint: str, *, local: bool) -> None:
     for line in EventTable(output_width(), local=local).lines(page.events):
         say(line)
     if not page.events:
-        note("No events match.")
+        note(f"No events match.{hint}")
     elif page.cursor is not None:
         note(f"There are more: add --cursor {page.cursor}")

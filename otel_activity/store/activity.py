@@ -129,6 +129,8 @@ class ActivityStore:
         *,
         since: datetime | None = None,
         until: datetime | None = None,
+        service: str | None = None,
+        table: str | None = None,
         limit: int | None = None,
     ) -> list[StoredEvent]:
         """What happened to one entity, oldest first.
@@ -138,6 +140,8 @@ class ActivityStore:
             entity_id: ``activity.entity.id``; a composite key is a JSON array.
             since: earliest time, inclusive.
             until: latest time, exclusive.
+            service: only what this service recorded; another one may use the same type and id.
+            table: only what happened in this table.
             limit: only the newest so many; all by default.
 
         Raises:
@@ -146,9 +150,26 @@ class ActivityStore:
         """
         if limit is not None:
             _check_limit(limit)
-        wanted = EventFilter(entity_type=entity_type, entity_id=entity_id, since=since, until=until)
+        wanted = EventFilter(
+            entity_type=entity_type,
+            entity_id=entity_id,
+            since=since,
+            until=until,
+            service=service,
+            table=table,
+        )
         rows = self._fetch(self._select(wanted).page(self._schema, limit, None))
         return [_stored_event(row) for row in reversed(rows)]
+
+    def entity_types(self, *, limit: int = 100) -> list[str]:
+        """The types of entity that there are events of, in order; at most `limit`.
+
+        Raises:
+            ConfigurationError: the limit is below 1.
+            StoreUnavailable, StoreRefused: the store cannot be reached, or refuses.
+        """
+        _check_limit(limit)
+        return [row["type"] for row in self._fetch(self._select(None).entity_types(self._schema, limit))]
 
     def follow(
         self, wanted: EventFilter | None = None, *, last: int = 0, lookback: timedelta = DEFAULT_LOOKBACK

@@ -92,6 +92,10 @@ class Selection:
         """The number of events."""
         return statement("count", schema, self.conditions), self.parameters
 
+    def entity_types(self, schema: str, limit: int) -> Query:
+        """At most `limit` types of entity."""
+        return statement("entity_types", schema, self.conditions), {**self.parameters, "limit": limit}
+
     def arrivals(self, schema: str, **parameters: Any) -> Query:
         """The events of transactions that were not surely over at the horizon."""
         return statement("arrivals", schema, self.conditions), {**self.parameters, **parameters}

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from otel_activity import __version__, semconv
+from otel_activity.events import ResourceInfo
 from tests.cli.support import clean_environment, json_lines, run, start
 from tests.store.support import BOARD, MINUTE, make_event, now, store
 
@@ -239,6 +240,46 @@ def test_history_says_when_it_leaves_events_out(store_dsn: str) -> None:
     assert [row["id"] for row in json_lines(result.stdout)] == [event.id for event in events[1:]]
     assert "older events" in run("history", "task", "1", "-n", "2", dsn=store_dsn).stderr
     assert "No events of task 9" in run("history", "task", "9", dsn=store_dsn).stderr
+
+
+def test_history_says_where_it_was_done(store_dsn: str) -> None:
+    """Who did it is half of an answer: the request or the job, and the client, are in the same line."""
+    web = {"http__request__method": "PATCH", "http__route": "/tasks/{id}", "client__address": "10.0.0.7"}
+    base = now()
+    store(
+        store_dsn,
+        [
+            make_event(base - MINUTE, user__id="7", **web),
+            make_event(base, activity__job__name="nightly"),
+        ],
+    )
+    output = run("history", "task", "1", dsn=store_dsn).stdout
+    assert "update by 7, PATCH /tasks/{id} from 10.0.0.7\n" in output
+    assert "update by unknown, job nightly" in output
+
+
+def test_history_of_namesakes_can_be_told_apart(store_dsn: str) -> None:
+    """One type and id in two tables or services is two entities: a remark says so, options choose."""
+    base = now()
+    store(store_dsn, [make_event(base - MINUTE, db__collection__name="tasks", user__id="7")])
+    assert run("history", "task", "1", dsn=store_dsn).stderr == ""
+    other = ResourceInfo({"service.name": "mail"})
+    store(store_dsn, [make_event(base, db__collection__name="mails", user__id="8")], other)
+    result = run("history", "task", "1", dsn=store_dsn)
+    assert "several tables: board tasks, mail mails" in result.stderr
+    for narrowed in (("--service", "mail"), ("--table", "mails")):
+        result = run("history", "task", "1", *narrowed, dsn=store_dsn)
+        assert ("by 8" in result.stdout, "by 7" in result.stdout, result.stderr) == (True, False, "")
+
+
+@pytest.mark.parametrize("command", [["history", "Tasks", "1"], ["search", "--entity-type", "Tasks"]])
+def test_a_type_that_does_not_exist_is_no_silent_nothing(store_dsn: str, command: list[str]) -> None:
+    """Nothing found because of a wrong name must not look like nothing happened."""
+    assert "type" not in run(*command, dsn=store_dsn).stderr
+    store(store_dsn, [make_event(), make_event(activity__entity__type="User")])
+    assert "did you mean task? Types are: User, task" in run(*command, dsn=store_dsn).stderr
+    assert run(*command, "--json", dsn=store_dsn).stderr == ""
+    assert "type" not in run("history", "task", "9", dsn=store_dsn).stderr
 
 
 # --- tail -----------------------------------------------------------------------------------------

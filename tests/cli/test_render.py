@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import unicodedata
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -112,6 +113,22 @@ def test_times_people_type(text: str, moment: datetime) -> None:
     assert parse_when(text, now=NOW) == moment
 
 
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone cannot be changed here")
+@pytest.mark.parametrize("local", [False, True])
+def test_days_by_name_are_their_beginnings(monkeypatch: pytest.MonkeyPatch, local: bool) -> None:
+    """From yesterday until today is one whole day, of the zone in which times are read."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        now = datetime(2026, 5, 1, 20, 0, tzinfo=UTC)
+        today = datetime(2026, 5, 1, 18, 30, tzinfo=UTC) if local else datetime(2026, 5, 1, tzinfo=UTC)
+        assert parse_when("today", now=now, local=local) == today
+        assert parse_when("Yesterday", now=now, local=local) == today - timedelta(days=1)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 @given(ANY_TEXT)
 def test_any_other_time_is_refused_with_the_fix(text: str) -> None:
     """Text is read as a time or refused with one message; no other error."""
@@ -121,7 +138,7 @@ def test_any_other_time_is_refused_with_the_fix(text: str) -> None:
         assert "use 15m" in str(error)  # noqa: PT017 - either outcome is right
 
 
-@pytest.mark.parametrize("text", ["", "5x", "99999999w", "0001-01-01T00:00+23:00", "yesterday"])
+@pytest.mark.parametrize("text", ["", "5x", "99999999w", "0001-01-01T00:00+23:00", "tomorrow"])
 def test_times_that_are_none(text: str) -> None:
     """A time that is none, or outside the calendar, is refused with examples."""
     with pytest.raises(ValueError, match="use 15m"):

@@ -99,6 +99,13 @@ def test_other_indexed_searches(connection: psycopg.Connection[Any], wanted: Eve
     _assert_indexed(_plan(connection, Selection(wanted).page("activity", 20, None)), index, 700)
 
 
+def test_the_types_of_entity_are_looked_up_not_counted(connection: psycopg.Connection[Any]) -> None:
+    """Each type costs a few rows of each month's index, however many events it has."""
+    query = Selection(EventFilter()).entity_types("activity", 100)
+    assert connection.execute(*query).fetchall() == [("task",)]
+    _assert_indexed(_plan(connection, query), "entity_type_entity_id_time", 40)
+
+
 def test_store_of_one_tenant_uses_the_tenant_index(connection: psycopg.Connection[Any]) -> None:
     """The restriction to a tenant is indexed as the filter is."""
     selection = Selection(EventFilter(), tenant="t9")
