@@ -30,6 +30,7 @@ from otel_activity.delivery.holding import (
 )
 from otel_activity.delivery.journal import Journal, JournalFull, orphans
 from otel_activity.delivery.lane import log_safely
+from otel_activity.delivery.streams import taken_over
 from otel_activity.errors import ConfigurationError
 from otel_activity.events import Commit, Verdict
 from otel_activity.semconv import ROLLED_BACK
@@ -167,7 +168,9 @@ class DurableDelivery(Feeder):
 
     def _open(self) -> None:
         names = [lane.name for lane in self.lanes]
-        about = {"resource": self._about(), "stream": self._stream.id, "exporters": names}
+        about: dict[str, Any] = {"resource": self._about(), "stream": self._stream.id, "exporters": names}
+        if self._heartbeat is not None:
+            about["heartbeat"] = self._heartbeat.interval
         journal = Journal.create(self._home, fsync=self._fsync, max_bytes=self._max_bytes, about=about)
         self._own = Source(journal, own=True)
         self._sources.append(self._own)
@@ -681,11 +684,18 @@ class DurableDelivery(Feeder):
         return sum(held.count for held in (*found.released, *found.undecided))
 
     def _last_word(self, journal: Journal, count: int) -> Held | None:
-        """The record that closes the stream of a dead process; None when streams have no records."""
-        stream = journal.about().get("stream")
-        if self._heartbeat is None or not isinstance(stream, str):
+        """The record that closes the stream of a dead process; None when neither has such records.
+
+        One that had beats is closed also by an heir that has none, a relay above all: else its end would look
+        lost for ever.
+        """
+        about = journal.about()
+        stream, beats = about.get("stream"), about.get("heartbeat")
+        if self._heartbeat is not None:
+            beats = self._heartbeat.interval
+        if not isinstance(stream, str) or not isinstance(beats, (int, float)):
             return None
-        held = self._about_trail(self._heartbeat.taken_over(stream, count))
+        held = self._about_trail(taken_over(stream, count, float(beats)))
         self._write(held, bounded=False)
         return held
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from otel_activity.events import Event
 
-__all__ = ["Heartbeat"]
+__all__ = ["Heartbeat", "taken_over"]
 
 
 class Heartbeat:
@@ -52,10 +52,15 @@ class Heartbeat:
         """The stream ends here; None when it never opened."""
         return None if self._next is None else self._record(semconv.STREAM_CLOSED, stream)
 
-    def taken_over(self, stream: str, count: int) -> Event:
-        """The stream of a dead process ends: what it had not delivered are the `count` events before this."""
-        return self._record(semconv.STREAM_CLOSED, stream, {semconv.STREAM_TAKEN_OVER: count})
-
     def _record(self, name: str, stream: str, more: Mapping[str, Any] | None = None) -> Event:
-        attributes = {semconv.STREAM_SUBJECT: stream, semconv.STREAM_HEARTBEAT: self.interval}
-        return evidence(name, {**attributes, **(more or {})})
+        return _record(name, stream, self.interval, more)
+
+
+def taken_over(stream: str, count: int, interval: float) -> Event:
+    """The stream of a dead process ends: what it had not delivered are the `count` events before this."""
+    return _record(semconv.STREAM_CLOSED, stream, interval, {semconv.STREAM_TAKEN_OVER: count})
+
+
+def _record(name: str, stream: str, interval: float, more: Mapping[str, Any] | None = None) -> Event:
+    attributes = {semconv.STREAM_SUBJECT: stream, semconv.STREAM_HEARTBEAT: interval}
+    return evidence(name, {**attributes, **(more or {})})

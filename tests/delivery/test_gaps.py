@@ -312,6 +312,26 @@ def test_who_takes_a_journal_over_closes_its_stream(world: World) -> None:
     assert places(road) == list(range(1, len(road.taken) + 1))
 
 
+def test_an_heir_without_beats_closes_a_stream_that_had_them(world: World) -> None:
+    """A relay has no heartbeat of its own; the stream of the dead process must not look cut off for that."""
+    dead = durable(world, world.road(down=True), heartbeat=Heartbeat(60.0, ABOUT))
+    dead.start()
+    wait_for(lambda: dead.released == 1)
+    bracket(dead, unit(1))
+    world.kill(dead)
+    road = world.road()
+    heir = durable(world, road)
+    heir.start()
+    flushed(heir)
+    assert [event.name for event in road.taken if event.name != "activity.action"] == [
+        semconv.STREAM_OPENED,
+        semconv.STREAM_CLOSED,
+    ]
+    (closed,) = (event for event in road.taken if event.name == semconv.STREAM_CLOSED)
+    assert closed.attributes[semconv.STREAM_SUBJECT] == dead._stream.id
+    assert closed.attributes[semconv.STREAM_TAKEN_OVER] == 2
+
+
 def test_without_a_heartbeat_a_stream_has_no_records(world: World) -> None:
     """The default adds nothing to what the application did."""
     road = world.road()

@@ -13,9 +13,11 @@ import pytest
 
 from otel_activity.store.gaps import Kind, find_gaps
 from tests.cli.support import run
+from tests.e2e.support import relay
 
 if TYPE_CHECKING:
     import subprocess
+    from pathlib import Path
 
     from otel_activity.store.gaps import Finding
     from tests.e2e.support import World
@@ -64,6 +66,15 @@ def test_a_killed_process_without_a_journal_has_a_lost_tail(world: World) -> Non
     result = run("doctor", "--gaps", "--grace", "0", dsn=world.store)
     assert result.exit_code == 1
     assert "not closed, silent since" in result.output
+
+
+def test_a_killed_process_whose_journal_is_relayed_has_no_gap(durable: World, tmp_path: Path) -> None:
+    """A host that never comes back leaves nothing unexplained once its journals were relayed."""
+    process = durable.start("python", "loop.py", **BEATS)
+    kill_in_full_flight(durable, process)
+    assert relay(durable, tmp_path / "journal")[0] == 0
+    time.sleep(3 * float(BEATS["OTEL_ACTIVITY_HEARTBEAT"]))
+    assert [one for one in found(durable) if one.explanation is None] == []
 
 
 def test_a_killed_process_whose_journal_is_taken_over_has_no_gap(durable: World) -> None:
