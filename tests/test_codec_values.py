@@ -15,6 +15,7 @@ import re
 import sys
 import types
 import uuid
+import zoneinfo
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +38,9 @@ from sqlalchemy.dialects.postgresql import BitString, Range
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
 from sqlalchemy.ext.mutable import MutableDict, MutableList
 
-from otel_activity.codec import ATOMIC, REDACTED, decode, display, encode, encode_all
+from otel_activity.codec import ATOMIC, REDACTED, decode, display, encode
 from otel_activity.codec import values as codec
+from otel_activity.codec.changes import AFTER, BEFORE, BOTH, changes_json
 from otel_activity.codec.kinds import EnumValue, MultirangeValue, RangeValue, Replaced, Rest, Truncated
 from otel_activity.events import Hashed, Redacted
 
@@ -142,6 +144,7 @@ zones = st.one_of(
     st.none(),
     st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23)).map(dt.timezone),
     st.just(dt.UTC),
+    st.sampled_from(["UTC", "Etc/UTC"]).map(zoneinfo.ZoneInfo),
 )
 dates = st.datetimes(dt.datetime(2, 1, 1), dt.datetime(9998, 12, 31), timezones=zones)
 floats = st.floats() | st.sampled_from([0.0, -0.0, 2.0**53, 2.0**53 - 1, 1e16, 5e-324, 1e-15, 1.5, 1e300])
@@ -216,14 +219,38 @@ def test_every_value_comes_back_equal_and_of_the_same_type(value: Any) -> None:
     assert same(value, decode(through_json)), encoded
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(values, max_size=8), st.integers(1, 64) | st.just(65_536))
-def test_the_values_of_a_row_together_are_what_each_is_alone(row: list[Any], limit: int) -> None:
-    """One look at all of them finds what a look at each would."""
-    expected = [msgspec.json.encode(encode(value, limit)) for value in row]
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(texts, values, values), max_size=6, unique_by=lambda column: column[0]),
+    st.sampled_from([BEFORE, AFTER, BOTH]),
+    st.integers(1, 64) | st.just(65_536),
+)
+def test_the_values_of_a_row_together_are_what_each_is_alone(
+    row: list[tuple[str, Any, Any]], sides: tuple[str, ...], limit: int
+) -> None:
+    """One look at all of them finds what a look at each would; the JSON is the same to the byte."""
+    row = [(name, *found) for name, *found in row if encode(name) == name]
+    names = tuple(name for name, *_ in row)
+    given = [value for _, *found in row for value in found[: len(sides)]]
+    expected = {
+        name: {side: encode(value, limit) for side, value in zip(sides, found, strict=False)}
+        for name, *found in row
+    }
     for _ in range(2):  # the second time the shape is known
-        found = encode_all(row, lambda value: encode(value, limit), limit)
-        assert [msgspec.json.encode(value) for value in found] == expected
+        found = changes_json(names, sides, given, lambda value: encode(value, limit), limit)
+        assert found == msgspec.json.encode(expected)
+
+
+def test_what_is_not_known_does_not_appear() -> None:
+    """A side without a value is left out, and its neighbours stay where they are."""
+    unknown = object()
+    values = [1, unknown, unknown, "x", unknown, unknown]
+
+    def odd(value: Any) -> Any:
+        return msgspec.UNSET if value is unknown else encode(value)
+
+    found = changes_json(("a", "100%b", "c"), BOTH, values, odd)
+    assert msgspec.json.decode(found) == {"a": {"before": 1}, "100%b": {"after": "x"}, "c": {}}
 
 
 class _Unwilling(dt.tzinfo):
@@ -234,14 +261,18 @@ class _Unwilling(dt.tzinfo):
 def test_a_value_that_fails_costs_only_itself() -> None:
     """An error in one value of a row leaves the others as they are."""
     row = ["a", dt.datetime(2026, 1, 1, tzinfo=_Unwilling()), 1 << 70, "b\0", dt.datetime(2026, 1, 1)]
-    found = encode_all(row, encode)
+    changes = msgspec.json.decode(changes_json(("0", "1", "2", "3", "4"), AFTER, row, encode))
+    found = [changes[str(index)]["after"] for index in range(len(row))]
     assert found == [encode(value) for value in row]
     assert found[0] == "a"
     assert found[4] == {"$datetime": "2026-01-01T00:00:00"}
     assert next(iter(found[1])) == "$replaced"
 
 
-@given(dates)
+zones_with_a_past = st.sampled_from(["Europe/Berlin", "Africa/Monrovia", "Zulu"]).map(zoneinfo.ZoneInfo)
+
+
+@given(dates | st.datetimes(timezones=zones_with_a_past))
 def test_times_are_written_in_iso_form(value: dt.datetime) -> None:
     """Whatever writes them: Python's own `isoformat` is what docs/encoding.md promises."""
     assert encode(value) == {"$datetime": value.isoformat()}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import uuid_utils
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -15,10 +13,13 @@ from otel_activity import semconv
 from otel_activity.actors import nobody
 from otel_activity.capture.plan import MISSING, Copied, Encoded
 from otel_activity.codec import ATOMIC
+from otel_activity.codec.changes import AFTER, BEFORE, BOTH
 from otel_activity.context import current_context
 from otel_activity.events import Commit, Event
 
 if TYPE_CHECKING:
+    import msgspec
+
     from otel_activity.capture.plan import Plan, TablePlan
     from otel_activity.context import RequestContext
     from otel_activity.events import Unit
@@ -33,16 +34,6 @@ DELETED: Final = (semconv.ENTITY_DELETED, "delete", "DELETE")
 _KEPT: Final = ATOMIC | {Copied, Encoded}
 _time_ns = time.time_ns
 _current_otel = otel_context.get_current
-
-
-class Sides(msgspec.Struct, gc=False):
-    """A column before and after, as plain JSON values; what is not known is not written."""
-
-    before: Any = msgspec.UNSET
-    after: Any = msgspec.UNSET
-
-
-_UNKNOWN: Final = repeat(msgspec.UNSET)
 
 
 class Change:
@@ -101,7 +92,7 @@ class Change:
         plan = self.plan
         attributes = plan.attributes_of(self.kind, unit, commit)
         attributes[semconv.ENTITY_ID] = plan.entity_id(self.identity)
-        attributes[semconv.CHANGES] = plan.packed(self._changes())
+        attributes[semconv.CHANGES] = self._changes()
         attributes[semconv.CAPTURE] = "partial" if self.partial else "full"
         attributes.update(
             nobody() if self.attributes is None else plan.redactor.scrub_shared(self.attributes)
@@ -121,15 +112,14 @@ class Change:
                 event.trace_flags = int(span.trace_flags)
         return event
 
-    def _changes(self) -> dict[str, Sides]:
-        """By column; a side that is not known is left out."""
+    def _changes(self) -> msgspec.Raw:
+        """As JSON; a side that is not known is left out."""
         before, after = self.before, self.after
-        encode = self.plan.encode
         if not before:
-            return dict(zip(after, map(Sides, _UNKNOWN, encode(list(after.values()))), strict=True))
+            return self.plan.changes(tuple(after), AFTER, list(after.values()))
         known = after.get
-        sides = encode([*before.values(), *[known(name, MISSING) for name in before]])
-        return dict(zip(before, map(Sides, sides, sides[len(before) :]), strict=False))
+        values = [side for name, old in before.items() for side in (old, known(name, MISSING))]
+        return self.plan.changes(tuple(before), BOTH, values)
 
 
 class Row(Change):
@@ -153,7 +143,7 @@ class Row(Change):
 
         self.partial = False
 
-    def _changes(self) -> dict[str, Any]:
+    def _changes(self) -> msgspec.Raw:
         plan, values = self.plan, self.values
         if not _KEPT.issuperset(map(type, values)):
             values = [
@@ -161,6 +151,4 @@ class Row(Change):
                 for column, value in zip(plan.columns, values, strict=True)
             ]
             self.partial = any(value is MISSING for value in values)
-        encoded = plan.encode(values)
-        sides = map(Sides, _UNKNOWN, encoded) if self.kind is CREATED else map(Sides, encoded)
-        return dict(zip(plan.names, sides, strict=True))
+        return plan.changes(plan.names, AFTER if self.kind is CREATED else BEFORE, values)

@@ -14,7 +14,8 @@ from sqlalchemy.types import TypeEngine
 from otel_activity import semconv
 from otel_activity.capture.rules import RulesMaker, mappers_named
 from otel_activity.classes import Classes
-from otel_activity.codec import ATOMIC, encode, encode_all, text_of
+from otel_activity.codec import ATOMIC, encode, text_of
+from otel_activity.codec.changes import changes_json
 from otel_activity.events import Redacted
 from otel_activity.semconv import RedactionMode
 
@@ -53,7 +54,6 @@ EXPRESSION: Final = _Missing()
 _REDACTED: Final = Redacted()
 _COPY_DEPTH: Final = 8
 _SHORTEST_SECRET: Final = 12
-_json: Final = msgspec.json.Encoder().encode
 
 
 def is_expression(value: Any) -> bool:
@@ -245,9 +245,13 @@ class TablePlan:
             identity = tuple(self.redactor.hide_in_text(part, RedactionMode.HASH) for part in identity)
         return scrubbed_id(identity, self.redactor)
 
-    def packed(self, changes: Any) -> msgspec.Raw:
-        """`activity.changes` as its own JSON, without what looks like a secret whatever its name."""
-        return msgspec.Raw(self.redactor.scrub(_json(changes)))
+    def changes(self, names: tuple[str, ...], sides: tuple[str, ...], values: Sequence[Any]) -> msgspec.Raw:
+        """``activity.changes`` as its own JSON, without what looks like a secret whatever its name.
+
+        Args:
+            names, sides, values: see `codec.changes.changes_json`.
+        """
+        return msgspec.Raw(self.redactor.scrub(changes_json(names, sides, values, self.plain, self.limit)))
 
     def plain(self, value: Any) -> Any:
         """What the event says of a captured value: plain JSON, or nothing (`msgspec.UNSET`)."""
@@ -257,10 +261,6 @@ class TablePlan:
         if value is MISSING:
             return msgspec.UNSET
         return encode(self.redactor.clean(value.value) if kind is Copied else value, self.limit)
-
-    def encode(self, values: Sequence[Any]) -> list[Any]:
-        """`plain` of each value."""
-        return encode_all(values, self.plain, self.limit)
 
     def encoded(self, value: Any) -> Any:
         """A JSON-like value, nested secrets removed; SQL expressions and loader symbols are not values."""

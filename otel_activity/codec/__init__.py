@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from otel_activity.codec.shapes import encode_all
 from otel_activity.codec.values import ATOMIC, REDACTED, decode, display, encode, text_of
 
-__all__ = ["ATOMIC", "REDACTED", "decode", "display", "encode", "encode_all", "text_of"]
+__all__ = ["ATOMIC", "REDACTED", "decode", "display", "encode", "text_of"]

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -30,7 +31,18 @@ from otel_activity.semconv import REDACTED_TAG
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["ATOMIC", "INT_MAX", "INT_MIN", "REDACTED", "SCALARS", "decode", "display", "encode", "text_of"]
+__all__ = [
+    "ATOMIC",
+    "INT_MAX",
+    "INT_MIN",
+    "REDACTED",
+    "SCALARS",
+    "decode",
+    "display",
+    "encode",
+    "isoformat",
+    "text_of",
+]
 
 REDACTED: Final[dict[str, Any]] = {REDACTED_TAG: True}
 """The mark of a redacted value, encoded. One shared object: never change it."""
@@ -67,6 +79,7 @@ _MARK_COST: Final = 96
 _KNOWN_TYPES: Final = 1_024
 """Bound on remembered subclasses: a program that makes classes on the fly must not fill the memory."""
 
+_UTC_NAMES: Final = frozenset({"UTC", "Etc/UTC", "Zulu", "Etc/Zulu", "Universal", "Etc/Universal"})
 _to_builtins: Final = msgspec.to_builtins
 _UNENCODABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -222,18 +235,18 @@ def _number(name: str, tag: str, text: str, limit: int) -> Any:
 
 
 def _datetime(value: dt.datetime, limit: int) -> Any:
-    return {"$datetime": _isoformat(value)}
+    return {"$datetime": isoformat(value)}
 
 
-def _isoformat(value: dt.datetime) -> str:
-    """`datetime.isoformat`, which takes a microsecond; msgspec takes a tenth of that."""
+def isoformat(value: dt.datetime) -> str:
+    """`datetime.isoformat`, which takes a microsecond and more; msgspec takes a fraction of that."""
     zone = value.tzinfo
-    if type(value) is not dt.datetime:
-        return dt.datetime.isoformat(value)
-    if zone is None:
-        return _to_builtins(value)  # type: ignore[no-any-return]  # a str
-    if zone is dt.UTC:
-        return f"{_to_builtins(value)[:-1]}+00:00"  # it writes Z
+    if type(value) is dt.datetime:
+        if zone is None:
+            return _to_builtins(value)  # type: ignore[no-any-return]  # a str
+        # Drivers give all values the zone of the session.
+        if zone is dt.UTC or (type(zone) is ZoneInfo and zone.key in _UTC_NAMES):
+            return f"{_to_builtins(value)[:-1]}+00:00"  # it writes Z
     return dt.datetime.isoformat(value)
 
 
