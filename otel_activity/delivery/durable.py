@@ -9,10 +9,12 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+import uuid_utils
+
 from otel_activity import semconv
 from otel_activity.delivery.docket import Docket
 from otel_activity.delivery.feeder import SLICE, TICK, Feeder
-from otel_activity.delivery.gaps import DAMAGED, ENDED, JOURNAL_FULL, QUEUE_FULL
+from otel_activity.delivery.gaps import DAMAGED, ENDED, JOURNAL_FULL, QUEUE_FULL, at_risk
 from otel_activity.delivery.holding import (
     ABORTED,
     PREPARED,
@@ -23,6 +25,7 @@ from otel_activity.delivery.holding import (
     decided,
     decode_unit,
     encode_abort,
+    encode_losses,
     encode_release,
     encode_unit,
     survivors,
@@ -151,6 +154,11 @@ class DurableDelivery(Feeder):
         self._adopted = threading.Event()
         self._adopt_at = self._sync_at = self._open_at = 0.0
         self._foreign: set[Path] = set()
+        self._by_word: list[tuple[Held, Event]] = []
+        self._bare_out = 0
+        self._bare_since: int | None = None
+        self._bare_key = str(uuid_utils.uuid7())
+        self._accounted = False
 
     def start(self) -> None:
         """Begin to deliver what dead processes left behind."""
@@ -287,6 +295,8 @@ class DurableDelivery(Feeder):
             why = "after shutdown" if self._closed else self._enter(held)
             if why is not None:
                 self.dropped += held.count
+        if held.source is None and not self._written[1]:
+            self._write_down()
         if why is not None:
             self._lost(JOURNAL_FULL, held.count)
             self._say("dropped", logging.ERROR, f"{self.dropped} events dropped so far ({why})")
@@ -406,8 +416,31 @@ class DurableDelivery(Feeder):
             stuck = any(lane.trouble is not None or lane.pending >= lane.capacity for lane in self.lanes)
             if stuck:
                 return False
+        if held.source is None:
+            self._by_word.append((held, event))
         with self._lock:
             self._admit(held)
+        return True
+
+    @property
+    def _at_risk(self) -> int:
+        """Events that no journal took, and that some exporter has not confirmed."""
+        return 0 if self._accounted else self.unjournaled - self._bare_out - len(self._by_word)
+
+    def _untold(self) -> list[Event]:
+        self._by_word = [(held, event) for held, event in self._by_word if held.unconfirmed]
+        return [event for _, event in self._by_word]
+
+    def _note(self, events: list[Event]) -> bool:
+        """Beside the journal. Without one there is nobody who would find it."""
+        risk = self._at_risk
+        if risk:
+            self._bare_since = self._bare_since or time.time_ns()
+            events = [self._about_stream(at_risk(self._bare_key, risk, self._bare_since)), *events]
+        source = self._own or (self._journal() if events else None)
+        if source is None or source.journal.page is None:
+            return not events or not self._writes
+        source.journal.page.write(encode_losses(events))
         return True
 
     def _about_trail(self, event: Event) -> Held:
@@ -465,6 +498,7 @@ class DurableDelivery(Feeder):
         self._adopt_if_due()
         while not self._expired():
             self._take_in()
+            self._write_down()  # what has lost its place, before others get places behind it
             touched = [held for road in self._roads for held in self._feed(road)]
             for held in touched:
                 self._spill(held)
@@ -598,6 +632,8 @@ class DurableDelivery(Feeder):
 
     def _served(self, held: Held) -> None:
         """All exporters of this process have it."""
+        if held.source is None and not held.loose and not held.outboxed:
+            self._bare_out += held.count
         if held.elsewhere and held.source is not None:
             held.source.keep()
         else:
@@ -627,6 +663,8 @@ class DurableDelivery(Feeder):
             self._sync_at = now + _SYNC_EVERY
             try:
                 own.journal.sync()
+                if own.journal.page is not None and self._fsync != "never":
+                    own.journal.page.sync()
             except OSError as error:
                 line = f"the journal cannot be synced to disk ({_reason(error)})"
                 self._say("sync", logging.ERROR, line)
@@ -791,9 +829,10 @@ class DurableDelivery(Feeder):
         try:
             left = self._last_account()
             self._save_cursors()
+            self._write_down()
             for source in self._sources:
                 try:
-                    source.journal.close(remove=source.done)
+                    source.journal.close(remove=source.done and not (source.own and self._owes))
                 except OSError as error:
                     line = f"{source.journal.path} cannot be closed ({_reason(error)})"
                     self._say("close", logging.ERROR, line)
@@ -807,11 +846,17 @@ class DurableDelivery(Feeder):
         self._say_left(left)
         return not left and not undecided
 
+    @property
+    def _owes(self) -> bool:
+        """Whether a loss is only on the page."""
+        return self._unsaid or bool(self._untold())
+
     def last_words(self) -> None:
         """The process ends at once: leave in the journal that it took along what was in no journal."""
         if self._pumper != threading.get_ident() and self._pumping.acquire(timeout=TICK):
             try:
                 self._last_account()
+                self._write_down()
             finally:
                 self._pumping.release()
 
@@ -823,6 +868,7 @@ class DurableDelivery(Feeder):
         left = self._unsettled()
         lost = sum(held.count for held in left if held.source is None and not held.outboxed)
         if lost:
+            self._accounted = True
             self._lost(ENDED, lost)
             self._witness(now=True)
             self._take_in()

@@ -128,6 +128,8 @@ class Feeder:
         self._until: float | None = None
         self._gaps = gaps
         self._heartbeat = heartbeat
+        if gaps is not None:
+            gaps.opened = self._write_down
         for lane in self.lanes:
             lane.lost = self._lost_on_lane
         self._reset()
@@ -138,6 +140,8 @@ class Feeder:
         self._fed = 0
         self._said: dict[str, float] = {}
         self._aside: deque[Event] = deque()
+        self._written: tuple[int, int, tuple[str, ...]] = (0, 0, ())
+        self._writing = False
         # Re-entrant, because a signal handler that commits may interrupt its owner.
         self._lock = threading.RLock()
         self._pumping = threading.Lock()
@@ -257,8 +261,51 @@ class Feeder:
                 self._aside.append(beat)
         if self._gaps and self._free():
             self._aside.extend(self._about_stream(event) for event in self._gaps.take(now=now))
+        self._write_down()
         while self._aside and self._offer(self._aside[0]):
             self._aside.popleft()
+        self._write_down()
+
+    def _write_down(self) -> None:
+        """Losses that no event tells of yet, in case this process is killed now; from any thread."""
+        gaps = self._gaps
+        if gaps is None:
+            return
+        with gaps.lock:
+            if self._writing:
+                return  # in a signal handler that interrupted this very thread here; the feeder comes again
+            self._writing = True
+            try:
+                untold = [
+                    event for event in (*tuple(self._aside), *self._untold()) if event.name == semconv.GAP
+                ]
+                written = gaps.version, self._at_risk, tuple(event.id for event in untold)
+                if written != self._written:
+                    untold += (self._about_stream(event) for event in gaps.still_open())
+                    if self._note(untold):
+                        self._written = written
+            except Exception as error:  # noqa: BLE001 - what is lost is lost; nobody may be hurt by it as well
+                line = f"what was lost cannot be written down ({type(error).__name__})"
+                self._say("note", logging.ERROR, line)
+            finally:
+                self._writing = False
+
+    @property
+    def _at_risk(self) -> int:
+        """Events that should not be in memory alone, and are."""
+        return 0
+
+    def _untold(self) -> list[Event]:
+        """Events that were taken and are kept nowhere, and that some exporter has not confirmed."""
+        return []
+
+    def _note(self, events: list[Event]) -> bool:
+        """Write down what is to be said of losses if this process is killed; False when that is to come.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        return True
 
     def _about_stream(self, event: Event) -> Event:
         """A process that takes over a journal delivers this in its own stream: it must say which is meant."""

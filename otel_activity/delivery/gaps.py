@@ -15,7 +15,17 @@ from otel_activity.events import Event, Severity
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["DAMAGED", "ENDED", "JOURNAL_FULL", "NOT_ENCODED", "QUEUE_FULL", "REJECTED", "GapLog", "evidence"]
+__all__ = [
+    "DAMAGED",
+    "ENDED",
+    "JOURNAL_FULL",
+    "NOT_ENCODED",
+    "QUEUE_FULL",
+    "REJECTED",
+    "GapLog",
+    "at_risk",
+    "evidence",
+]
 
 QUEUE_FULL: Final = "queue full"
 JOURNAL_FULL: Final = "journal full"
@@ -30,6 +40,8 @@ _LONGEST: Final = 60.0
 """Seconds after which a window ends although losses go on: an auditor should not wait for an outage's end."""
 _MOST_RANGES: Final = 100
 """Ranges of places that one event names; beyond them it names the first and the last place only."""
+_FEW_RANGES: Final = 20
+"""The same while the window is open: what is written down then has little room."""
 
 
 def evidence(name: str, attributes: dict[str, Any], severity: int = Severity.INFO) -> Event:
@@ -53,6 +65,7 @@ class _Window:
     """Losses of one reason on one road, from the first to the last."""
 
     def __init__(self, now: float) -> None:
+        self.id = str(uuid_utils.uuid7())
         self.count = 0
         self.began = self.quiet_since = now
         self.first = time.time_ns()
@@ -76,6 +89,15 @@ class _Window:
     def over(self, now: float) -> bool:
         return now - self.quiet_since >= _QUIET or now - self.began >= _LONGEST
 
+    def so_far(self, reason: str, exporter: str | None) -> Event:
+        """What whoever finds it after this process says, under the id that it would have had anyway."""
+        event = self.event(reason, exporter)
+        event.attributes[semconv.GAP_ESTIMATE] = True
+        if self.ranges:
+            few = self.ranges[:_FEW_RANGES]
+            event.attributes[semconv.GAP_SEQUENCES] = [*few[:-1], [few[-1][0], self.ranges[-1][1]]]
+        return event
+
     def event(self, reason: str, exporter: str | None) -> Event:
         attributes: dict[str, Any] = {
             semconv.GAP_REASON: reason,
@@ -87,7 +109,29 @@ class _Window:
             attributes[semconv.GAP_EXPORTER] = exporter
         if self.ranges:
             attributes[semconv.GAP_SEQUENCES] = self.ranges
-        return evidence(semconv.GAP, attributes, Severity.ERROR)
+        event = evidence(semconv.GAP, attributes, Severity.ERROR)
+        event.id = self.id
+        return event
+
+
+def at_risk(key: str, count: int, since: int) -> Event:
+    """What is lost if the process is killed now: events that are in memory alone.
+
+    Args:
+        key: id of the event.
+        count: how many there are.
+        since: nanoseconds since the epoch, when the first of them came.
+    """
+    attributes = {
+        semconv.GAP_REASON: ENDED,
+        semconv.GAP_COUNT: count,
+        semconv.GAP_FIRST: _moment(since),
+        semconv.GAP_LAST: _moment(time.time_ns()),
+        semconv.GAP_ESTIMATE: True,
+    }
+    event = evidence(semconv.GAP, attributes, Severity.ERROR)
+    event.id = key
+    return event
 
 
 def _moment(nanoseconds: int) -> str:
@@ -99,15 +143,22 @@ class GapLog:
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
+        lock: held while losses are counted.
+        version: another one whenever it says something else.
+        opened: called, under the lock, with the first loss of a window.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.opened: Callable[[], None] | None = None
         self._reset()
 
     def _reset(self) -> None:
         # Re-entrant, because a signal handler that commits may interrupt its owner.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        self.version = 0
         self._windows: dict[tuple[str, str | None], _Window] = {}
 
     def after_fork(self) -> None:
@@ -130,15 +181,25 @@ class GapLog:
         if count <= 0:
             return
         now = self._clock()
-        with self._lock:
+        with self.lock:
             window = self._windows.get((reason, exporter))
+            begins = window is None
             if window is None:
                 window = self._windows[reason, exporter] = _Window(now)
             window.add(count, first, now)
+            self.version += 1
+            if begins and self.opened is not None:
+                self.opened()
 
     def take(self, *, now: bool) -> list[Event]:
         """The windows that are over, each as one event; with `now` all of them."""
         moment = self._clock()
-        with self._lock:
+        with self.lock:
             over = [key for key, window in self._windows.items() if now or window.over(moment)]
+            self.version += bool(over)
             return [self._windows.pop(key).event(*key) for key in over]
+
+    def still_open(self) -> list[Event]:
+        """The windows as they are now, each as the event for whoever finds it after this process."""
+        with self.lock:
+            return [window.so_far(*key) for key, window in self._windows.items()]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from otel_activity import semconv
-from otel_activity.delivery.journal import Journal, Losses, Place
+from otel_activity.delivery.journal import ON_PAGE, Journal, Losses, Place
+from otel_activity.delivery.page import ROOM
 from otel_activity.events import Commit, Event, Proof, Severity
 from otel_activity.semconv import ROLLED_BACK
 
@@ -32,6 +33,7 @@ __all__ = [
     "decided",
     "decode_unit",
     "encode_abort",
+    "encode_losses",
     "encode_release",
     "encode_unit",
     "survivors",
@@ -175,6 +177,15 @@ def _attributes(text: bytes) -> dict[str, Any]:
             attributes[semconv.CHANGES] = msgspec.Raw(changes)
             return attributes
     return _decode(text)
+
+
+def encode_losses(events: Sequence[Event]) -> bytes:
+    """What a page says: these events, without the last of them if there is no room for all."""
+    for count in range(len(events), 0, -1):
+        payload = encode_unit(list(events[:count]))
+        if len(payload) <= ROOM:
+            return payload
+    return b""
 
 
 def encode_release(held: Held) -> bytes:
@@ -480,9 +491,36 @@ def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[s
     left = [held for held in released if not _has_all(held, exporters, cursors, done)]
     kept = [held for held in released if held.elsewhere and not held.unconfirmed]
     _take(source, (*left, *undecided, *kept), kept=len(kept))
+    last_words = _last_words(journal, source, len(exporters))
+    if last_words is not None:
+        last_words.elsewhere = bool(absent)
+        released.append(last_words)
+        left.append(last_words)
     if not any(held.elsewhere for held in (*released, *undecided)):
         absent = []
     return TakenOver(source, left, undecided, losses, absent)
+
+
+def _last_words(journal: Journal, source: Source, lanes: int) -> Held | None:
+    """What the process was losing when it died, as a unit: moved from its page into its journal.
+
+    Who dies in between leaves it in both places: the same ids, so it is stored once. Where the disk has no
+    room it stays on the page, and is read from there.
+    """
+    payload = journal.losses()
+    if not payload:
+        return None
+    held = Held(_COUNT.unpack_from(payload)[0], None, lanes, lanes, None, source, commit=_REPORTED)
+    try:
+        held.place = journal.append(PREPARED, payload, unit=True, bounded=False)
+        held.mark = journal.append(RELEASED, encode_release(held)).number
+        journal.forget_losses()
+    except OSError:
+        if held.place is None:
+            held.place = ON_PAGE
+            journal.take(ON_PAGE.segment)
+        held.mark = journal.last
+    return held
 
 
 def _take(source: Source, needed: Sequence[Held], *, kept: int) -> None:

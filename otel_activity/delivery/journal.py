@@ -21,6 +21,7 @@ import msgspec
 import uuid_utils
 
 from otel_activity.delivery.filelock import try_lock
+from otel_activity.delivery.page import LossPage, read_page
 from otel_activity.delivery.records import (
     FORMAT,
     HEADER_SIZE,
@@ -38,11 +39,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["Journal", "JournalFull", "Losses", "Place", "orphans"]
+__all__ = ["ON_PAGE", "Journal", "JournalFull", "Losses", "Place", "orphans"]
 
 _logger: Final = logging.getLogger("otel_activity")
 _LOCK: Final = "lock"
 _ABOUT: Final = "about.json"
+_LOSSES: Final = "losses"
 _SUFFIX: Final = ".seg"
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LARGEST_SEGMENT: Final = 8 << 20
@@ -124,6 +126,10 @@ class Losses:
         return self._expected or 0
 
 
+ON_PAGE: Final = Place(-1, -1, 0, 0)
+"""A record that is no record: what the page says."""
+
+
 def orphans(home: Path, known: set[Path]) -> Iterator[Journal]:
     """The journals of dead processes below `home`, taken over, the oldest first.
 
@@ -198,6 +204,8 @@ class Journal:
     ) -> None:
         self.path = path
         self.lock = threading.RLock()
+        self.page: LossPage | None = None
+        """What its process is losing; None when it was taken over."""
         self.begun = 0
         """Units that were begun, here or in what was taken over."""
         self.opened: dict[int, int] = {}
@@ -251,6 +259,7 @@ class Journal:
         journal = cls(path, lock, fsync=fsync, max_bytes=max_bytes)
         try:
             journal._write_about(about or {})
+            journal.page = LossPage(path / _LOSSES)
             journal._roll()
         except OSError:
             journal.close(remove=True)
@@ -270,6 +279,18 @@ class Journal:
             return msgspec.json.decode((self.path / _ABOUT).read_bytes(), type=dict[str, Any])
         except (OSError, ValueError):
             return {}
+
+    def losses(self) -> bytes:
+        """What the page of its process says; empty when that says nothing.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return read_page(self.path / _LOSSES)
+
+    def forget_losses(self) -> None:
+        """Remove the page: what it says is written elsewhere."""
+        (self.path / _LOSSES).unlink(missing_ok=True)
 
     def _files(self) -> Iterator[Path]:
         return (found for found in self.path.glob(f"*{_SUFFIX}") if found.stem.isdigit())
@@ -470,6 +491,8 @@ class Journal:
         Raises:
             OSError: the segment cannot be read.
         """
+        if place is ON_PAGE:
+            return self.losses()
         with self._reading:
             data, start = self._window(place)
         record = parse(data, place.offset - start)
@@ -557,6 +580,8 @@ class Journal:
         if self._reading.acquire(timeout=_WAIT):  # in a forked child a thread of the parent may hold it
             self._close_reader()
             self._reading.release()
+        if self.page is not None:
+            self.page.close()
         owner, self._owner = self._owner, -1
         descriptors = [*self._retired, *(() if self._descriptor is None else (self._descriptor,))]
         self._retired, self._descriptor = [], None
@@ -571,7 +596,7 @@ class Journal:
 
     def _remove(self) -> None:
         # The lock file last but one: who finds the directory without it finds it empty.
-        for found in (*self._files(), self.path / _ABOUT, self.path / _LOCK):
+        for found in (*self._files(), self.path / _LOSSES, self.path / _ABOUT, self.path / _LOCK):
             with suppress(FileNotFoundError):
                 found.unlink()
         with suppress(OSError):

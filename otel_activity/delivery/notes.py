@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from otel_activity.events import Event
 
-__all__ = ["Note", "leave", "notes"]
+__all__ = ["Note", "leave", "notebook", "notes"]
 
 _NOTE: Final = "note"
 _BOUND: Final = 1 << 20
@@ -34,11 +34,19 @@ class Note(NamedTuple):
     events: list[Event]
 
 
+def notebook(home: Path, resource: Mapping[str, Any]) -> Journal:
+    """Where a process without a journal writes down what it is losing, in case it is killed.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    return Journal.create(home, fsync="interval", max_bytes=_BOUND, about={"resource": resource, _NOTE: True})
+
+
 def leave(home: Path, resource: Mapping[str, Any], events: list[Event]) -> None:
     """Write a note, as a journal with one unit: whoever takes over journals takes it over as well."""
     try:
-        about = {"resource": resource, _NOTE: True}
-        journal = Journal.create(home, fsync="interval", max_bytes=_BOUND, about=about)
+        journal = notebook(home, resource)
         held = Held(len(events), events, 0, 0, commit=Commit.REPORTED.value)
         held.place = journal.append(PREPARED, encode_unit(events), unit=True, bounded=False)
         journal.append(RELEASED, encode_release(held))
@@ -59,6 +67,9 @@ def notes(home: Path) -> Iterator[Note]:
             for record, _ in journal.recover(Losses()):
                 if record.kind == PREPARED:
                     events += decode_unit(record.payload)[0]
+            payload = journal.losses()
+            if payload:
+                events += decode_unit(payload)[0]
             yield Note(journal, events)
     except (OSError, ValueError) as error:
         log_safely(

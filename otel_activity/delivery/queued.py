@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_activity import semconv
 from otel_activity.delivery.feeder import SLICE, Feeder
 from otel_activity.delivery.gaps import ENDED, QUEUE_FULL
+from otel_activity.delivery.holding import encode_losses
 from otel_activity.delivery.lane import log_safely
-from otel_activity.delivery.notes import leave, notes
+from otel_activity.delivery.notes import leave, notebook, notes
 from otel_activity.events import Commit
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from otel_activity.delivery.feeder import Overflow
     from otel_activity.delivery.gaps import GapLog
+    from otel_activity.delivery.journal import Journal
     from otel_activity.delivery.lane import Lane
     from otel_activity.delivery.notes import Note
     from otel_activity.delivery.streams import Heartbeat
@@ -80,6 +83,14 @@ class QueuedDelivery(Feeder):
         self._late: deque[tuple[Lane, Event]] = deque()
         self._notes: list[Note] = []
         self._noted: list[int] | None = None
+        self._notebook: Journal | None = None
+        self._told: list[tuple[Event, list[int]]] = []
+
+    def after_fork(self) -> None:
+        """As `Feeder.after_fork`; what the parent writes down is the parent's."""
+        if self._notebook is not None:
+            self._notebook.abandon()
+        super().after_fork()
 
     def start(self) -> None:
         """Open the stream, if it has records; say what processes before could not say any more."""
@@ -222,7 +233,46 @@ class QueuedDelivery(Feeder):
                     self._send(lane, event)
         except Exception:  # noqa: BLE001 - as above
             self._lost_one(event.attributes.get(semconv.SEQUENCE))
+        else:
+            self._told.append((event, [lane.entered for lane in self.lanes]))
         return True
+
+    def _untold(self) -> list[Event]:
+        late = {event.id for _, event in self._late}
+        self._told = [
+            (event, marks)
+            for event, marks in self._told
+            if event.id in late
+            or any(lane.settled < mark for lane, mark in zip(self.lanes, marks, strict=True))
+        ]
+        return [event for event, _ in self._told]
+
+    def _note(self, events: list[Event]) -> bool:
+        """In a journal that holds nothing else, made when the first loss is to be noted."""
+        if self._home is None:
+            return True
+        events = self._not_in_notes(events)
+        if not events:
+            self._close_notebook(remove=True)
+            return True
+        if self._notebook is None:
+            if self._pumper != threading.get_ident():
+                return False  # not on the request's thread
+            self._notebook = notebook(self._home, self._about())
+        if self._notebook.page is not None:
+            self._notebook.page.write(encode_losses(events))
+        return True
+
+    def _not_in_notes(self, events: list[Event]) -> list[Event]:
+        """Without those that processes before this one left, and that are there until they have arrived."""
+        known = {event.id for note in self._notes for event in note.events}
+        return [event for event in events if event.id not in known]
+
+    def _close_notebook(self, *, remove: bool) -> None:
+        kept, self._notebook = self._notebook, None
+        if kept is not None:
+            with suppress(OSError):
+                kept.close(remove=remove)
 
     def _send(self, lane: Lane, event: Event) -> None:
         """To one lane, later if it is full."""
@@ -246,10 +296,8 @@ class QueuedDelivery(Feeder):
         """Leave what could not be said any more to the next process."""
         if self._gaps is not None:
             self._aside.extend(self._about_stream(event) for event in self._gaps.take(now=True))
-        unsaid = list(self._aside)
+        unsaid = self._not_in_notes(list(self._aside))
         if self._notes:  # those of before are there still, unless all of it arrived
-            known = {event.id for note in self._notes for event in note.events}
-            unsaid = [event for event in unsaid if event.id not in known]
             if not self._aside and not self._late:
                 self._forget_notes()
             for note in self._notes:
@@ -258,6 +306,8 @@ class QueuedDelivery(Feeder):
         self._aside.clear()
         if unsaid and self._home is not None:
             leave(self._home, self._about(), unsaid)
+        self._write_down()
+        self._close_notebook(remove=False)
 
     def close(self, deadline: float) -> None:
         """As `Feeder.close`; what could not be fed in time is lost."""

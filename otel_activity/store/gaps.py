@@ -115,7 +115,7 @@ class _Explanations:
 
     def _loss(self, said: dict[str, Any], stream: str) -> None:
         reason, count = said[semconv.GAP_REASON], said[semconv.GAP_COUNT]
-        text = f"gap record: {reason}"
+        text = f"gap record: {reason}{_unfinished(said)}"
         if said.get(semconv.GAP_SEQUENCES):
             for first, last in said[semconv.GAP_SEQUENCES]:
                 self.add(stream, first, last, text)
@@ -154,6 +154,11 @@ class _Explanations:
 def subject_of(row: Row) -> str:
     """The stream that a record is about."""
     return str(row["attributes"].get(semconv.STREAM_SUBJECT) or row["stream"])
+
+
+def _unfinished(said: dict[str, Any]) -> str:
+    """What to add about a count that nobody could finish."""
+    return ", as counted until the process was killed" if said.get(semconv.GAP_ESTIMATE) else ""
 
 
 def find_gaps(
@@ -224,7 +229,7 @@ class _Search:
             if end < self._since:
                 continue
             lane = f", for {said[semconv.GAP_EXPORTER]}" if semconv.GAP_EXPORTER in said else ""
-            text = f"gap record: {said[semconv.GAP_REASON]}{lane}"
+            text = f"gap record: {said[semconv.GAP_REASON]}{lane}{_unfinished(said)}"
             count = said[semconv.GAP_COUNT]
             yield Finding(Kind.LOSS, row["service"], row["stream"], begin, end, count=count, explanation=text)
 

@@ -206,6 +206,154 @@ def test_a_gap_survives_the_process(world: World) -> None:
     assert gaps(road) == [("journal full", 9)]
 
 
+def taken_over(world: World, **more: Any) -> list[Event]:
+    """The gaps that the next process delivers."""
+    road = world.road()
+    other = durable(world, road, **more)
+    other.start()
+    flushed(other)
+    return [event for event in road.taken if event.name == semconv.GAP]
+
+
+def test_a_window_that_is_open_survives_the_process(world: World) -> None:
+    """Killed at the very first loss: who takes the journal over says of it what was written down."""
+    delivery = durable(world, world.road(down=True))
+    with delivery._pumping:  # the feeding thread stands still
+        delivery._lost("queue full", 3, exporter="road", first=8)
+        delivery._lost("journal full", 2)
+        world.kill(delivery)
+    found = {event.attributes[semconv.GAP_REASON]: event.attributes for event in taken_over(world)}
+    assert set(found) == {"queue full", "journal full"}
+    assert found["queue full"][semconv.GAP_COUNT] == 3
+    assert found["queue full"][semconv.GAP_SEQUENCES] == [[8, 10]]
+    assert found["journal full"][semconv.GAP_ESTIMATE] is True
+    assert {said[semconv.STREAM_SUBJECT] for said in found.values()} == {delivery._stream.id}
+
+
+def test_what_goes_on_being_lost_is_written_down_again(world: World) -> None:
+    """The count on the page follows, by way of the feeding thread."""
+    delivery = durable(world, world.road(down=True))
+    delivery.start()
+    for _ in range(5):
+        delivery._lost("queue full", 1)
+    gap_log = delivery._gaps
+    assert gap_log is not None
+    wait_for(lambda: delivery._written[0] == gap_log.version)
+    world.kill(delivery)
+    (event,) = taken_over(world)
+    assert event.attributes[semconv.GAP_COUNT] == 5
+
+
+def test_a_page_that_is_half_written_leaves_the_version_before(world: World) -> None:
+    """Killed while it wrote the page, a process leaves what it had written before."""
+    delivery = durable(world, world.road(down=True))
+    with delivery._pumping:
+        delivery._lost("queue full", 3)
+        delivery._lost("journal full", 2)
+        world.kill(delivery)
+    (page,) = world.home.glob("*/losses")
+    data = bytearray(page.read_bytes())
+    second = 0 if int.from_bytes(data[8:16], "little") == 2 else 4096
+    data[second + 100] ^= 0xFF
+    page.write_bytes(data)
+    (event,) = taken_over(world)
+    assert event.attributes[semconv.GAP_REASON] == "queue full"
+
+
+def test_a_loss_on_the_page_and_in_the_journal_has_one_id_and_time(world: World) -> None:
+    """Killed between the two, a process leaves its record twice: the same event, which is stored once."""
+    delivery = durable(world, world.road(down=True))
+    with delivery._pumping:
+        delivery._lost("queue full", 3)
+        gap_log = delivery._gaps
+        assert gap_log is not None
+        delivery._aside.extend(map(delivery._about_stream, gap_log.take(now=True)))
+        delivery._write_down()
+        assert delivery._offer(delivery._aside[0])
+        world.kill(delivery)
+    first, second = taken_over(world)
+    assert (first.id, first.time) == (second.id, second.time)
+    assert first.attributes[semconv.GAP_COUNT] == 3
+    assert semconv.GAP_ESTIMATE not in first.attributes
+
+
+def test_who_lives_on_leaves_nothing_on_the_page(world: World) -> None:
+    """A window that became an event is on the page no more."""
+    road = world.road()
+    delivery = durable(world, road)
+    delivery.start()
+    delivery._lost("queue full", 3)
+    flushed(delivery)
+    assert gaps(road) == [("queue full", 3)]
+    world.kill(delivery)
+    assert taken_over(world) == []
+
+
+def test_what_no_journal_took_is_counted_when_the_process_is_killed(world: World) -> None:
+    """Units in memory alone, because the journal was full, are said to be lost by the next process."""
+    delivery = durable(world, world.road(down=True), max_bytes=65_536)
+    number = 0
+    while delivery.unjournaled < 30:
+        bracket(delivery, unit(number))
+        number += 1
+    wait_for(lambda: delivery._written[1] == 30)
+    world.kill(delivery)
+    road = world.road()
+    other = durable(world, road)
+    other.start()
+    flushed(other)
+    assert gaps(road) == [("process ended", 30)]
+    assert len(road.taken) == number - 30 + 1
+
+
+def test_what_was_in_memory_alone_and_arrived_is_not_counted(world: World) -> None:
+    """Nothing is said to be lost that every exporter has confirmed."""
+    stuck = world.road(down=True)
+    delivery = durable(world, stuck, max_bytes=65_536)
+    number = 0
+    while delivery.unjournaled < 30:
+        bracket(delivery, unit(number))
+        number += 1
+    wait_for(lambda: delivery._written[1] == 30)
+    stuck.down = False
+    flushed(delivery)
+    wait_for(lambda: delivery._written[1] == 0)
+    world.kill(delivery)
+    assert taken_over(world) == []
+    assert len(stuck.taken) == number
+
+
+def test_a_process_without_a_journal_notes_what_it_is_losing(road: Road, tmp_path: Path) -> None:
+    """Killed while its queue is full, it leaves a note; without losses it leaves nothing."""
+    dead = Road(capacity=5)
+    dead.down = True
+    first = queued(dead, home=tmp_path / "shop", emit_to=lambda lane, event: dead.emit(event))
+    first.committed(unit(1))
+    wait_for(lambda: dead.lane.trouble is not None)
+    assert not (tmp_path / "shop").exists()
+    for number in range(2, 31):
+        first.committed(unit(number))
+    wait_for(lambda: dead.lane.dropped == 25 and first._gaps is not None)
+    gap_log = first._gaps
+    assert gap_log is not None
+    wait_for(lambda: first._written[0] == gap_log.version)
+    first._closed = True  # what SIGKILL leaves
+    thread, notebook = first._thread, first._notebook
+    assert thread is not None
+    assert notebook is not None
+    thread.join(5)
+    notebook.abandon()
+    dead.close()
+    second = queued(road, home=tmp_path / "shop")
+    second.start()
+    wait_for(lambda: gaps(road) == [("queue full", 25)])
+    assert road.taken[0].attributes[semconv.STREAM_SUBJECT] == first._stream.id
+    assert road.taken[0].attributes[semconv.GAP_SEQUENCES] == [[6, 30]]
+    wait_for(lambda: list((tmp_path / "shop").iterdir()) == [])
+    second.close(time.monotonic() + 5)
+    assert second.finish()
+
+
 def test_a_damaged_journal_leaves_a_gap(world: World) -> None:
     """Records that can no longer be read are counted by who takes the journal over."""
     stuck = world.road(down=True)

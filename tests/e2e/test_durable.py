@@ -254,4 +254,4 @@ def test_the_default_directory_follows_the_platform(durable: World, tmp_path: Pa
     (service,) = (tmp_path / "state" / "otel_activity").iterdir()
     assert service.name.startswith("shop-")
     (journal,) = service.iterdir()
-    assert {path.name for path in journal.iterdir()} == {"about.json", "lock", "00000001.seg"}
+    assert {path.name for path in journal.iterdir()} == {"about.json", "lock", "losses", "00000001.seg"}

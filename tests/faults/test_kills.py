@@ -17,7 +17,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -198,14 +198,28 @@ def test_a_crashing_database_loses_nothing(
     assert len([fate for _, _, fate in events(durable) if fate == "unknown"]) <= 4 * 6
 
 
-def test_a_full_disk_loses_nothing(durable: World, tmp_path: Path) -> None:
-    """A journal on a file system of 128 kB, store down: what has no room waits in memory, and arrives."""
-    directory = tmp_path / "small"
+class SmallDisk(NamedTuple):
+    """A file system of a few kilobytes, in a namespace of its own."""
+
+    directory: Path
+    namespace: list[str]
+    mount: str
+
+
+def small_disk(parent: Path, size: str) -> SmallDisk:
+    """What makes one. Without the right to do so the test is skipped."""
+    directory = parent / "small"
     directory.mkdir()
     namespace = ["unshare", "--map-root-user", "--mount"]
-    mount = f"mount -t tmpfs -o size=128k tmpfs {directory}"
+    mount = f"mount -t tmpfs -o size={size} tmpfs {directory}"
     if subprocess.run([*namespace, "sh", "-c", mount], capture_output=True, check=False).returncode != 0:
         pytest.skip("this kernel lets nobody mount a file system of his own")
+    return SmallDisk(directory, namespace, mount)
+
+
+def test_a_full_disk_loses_nothing(durable: World, tmp_path: Path) -> None:
+    """A journal on a file system of 128 kB, store down: what has no room waits in memory, and arrives."""
+    directory, namespace, mount = small_disk(tmp_path, size="128k")
     with EmbeddedPostgres(fsync=False) as server:
         store, kept = server.create_database("audit"), durable.store
         schema.apply(store)
