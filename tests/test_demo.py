@@ -354,7 +354,11 @@ def test_a_database_of_ones_own_is_used_and_nothing_in_it_is_dropped(
             "select changes -> 'password_hash' from activity.events"
             " where entity_type = 'User' and name = 'activity.entity.created'"
         ).fetchall()
+        nameless = connection.execute(
+            "select distinct entity_type from activity.events where actor_id is null"
+        ).fetchall()
     assert secrets == [({"after": {"$redacted": True}},)] * 4
+    assert nameless == [("User",)]  # who registers is nobody yet; after that everybody signs in
 
 
 @pytest.mark.e2e

@@ -136,6 +136,7 @@ class _User:
         self._client = client
         self._chance = chance
         self._id = 0
+        self._login: tuple[str, str] | None = None
         self._actions: tuple[tuple[Callable[[], Awaitable[None]], int], ...] = (
             (self._change_task, 22),
             (self._comment, 16),
@@ -156,21 +157,21 @@ class _User:
 
     async def arrive(self) -> None:
         """Register and start a project with many tasks."""
-        email = self._email()
+        email, password = self._email(), f"secret of {self._email()}"
         person = await self._send(
             "POST",
             "/users",
             {
                 "email": email,
                 "name": f"Person {self.number}",
-                "password": f"secret of {email}",
+                "password": password,
                 "hourly_rate": f"{self._chance.randint(2000, 12000) / 100:.2f}",
                 "preferences": {"theme": self._chance.choice(("light", "dark")), "columns": ["title", "due"]},
             },
         )
         if person is None:
             return
-        self._id = person["id"]
+        self._id, self._login = person["id"], (email, password)
         self._crowd.register(self._id)
         await self.start_project()
 
@@ -332,7 +333,7 @@ class _User:
         # A server closes the connection after a crash in a handler: none is used twice for those.
         headers = {"connection": "close"} if path.endswith("/archive") else {}
         try:
-            response = await self._client.request(method, path, json=body, headers=headers)
+            response = await self._client.request(method, path, json=body, headers=headers, auth=self._login)
         except httpx.TransportError:
             self._crowd.statuses["lost"] += 1
             return None

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from otel_activity import semconv
-from otel_activity.cli.eventview import action_text, entity_text
+from otel_activity.cli.eventview import action_text, actor_text, entity_text
 from otel_activity.cli.render import printable
 from otel_activity.codec import display
 
@@ -102,6 +102,7 @@ class Watcher:
         room = max(self._console.height - FRAME, 3)
         table = Table(expand=True, title=title, title_justify="left", title_style="bold", header_style="dim")
         table.add_column("Time (UTC)", no_wrap=True, width=12)
+        table.add_column("Who", no_wrap=True, width=14, overflow="ellipsis")
         table.add_column("Action", no_wrap=True, width=7)
         table.add_column("Entity", no_wrap=True, ratio=2, overflow="ellipsis")
         table.add_column("Changed", no_wrap=True, ratio=4, overflow="ellipsis")
@@ -129,6 +130,7 @@ def _cells(event: Event) -> list[Text]:
     action = action_text(event)
     return [
         Text(f"{moment:%H:%M:%S}.{event.time % 1_000_000_000 // 1_000_000:03d}", style="dim"),
+        Text(actor_text(event)),
         Text(action, style=_COLOURS.get(action, "")),
         Text(entity_text(event)),
         Text(_changed(event), style="cyan"),
