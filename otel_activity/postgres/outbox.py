@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import closing, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import psycopg
-from psycopg import sql
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg import generators, sql
+from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 
 from otel_activity.errors import OutboxError, StoreRefused
 from otel_activity.ports import OutboxRow
@@ -18,7 +19,9 @@ from otel_activity.postgres.resolver import conninfo_of
 from otel_activity.postgres.statements import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
+
+    from psycopg.pq.abc import PGconn, PGresult
 
     from otel_activity.errors import ExportError
     from otel_activity.events import Courier, Outlet
@@ -28,6 +31,10 @@ __all__ = ["OutboxFacts", "OutboxReader", "PostgresOutbox", "apply_outbox", "out
 
 _PATIENCE: Final = 30.0
 _MISSING: Final = frozenset({"42P01", "3F000", "42703"})  # table, schema, column
+_CONFLICT: Final = "40"
+"""Class of errors with which the server rolls a transaction back: serialization failures, deadlocks."""
+_UNDECIDED: Final = "40003"  # statement completion unknown
+_BEYOND_ASCII: Final = re.compile("[^\x00-\x7f]+")
 _OPEN: Final = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _APPLY: Final = "run `otel-activity schema apply --outbox DSN` for this database"
 _GRANT: Final = "grant this role USAGE on the schema, INSERT on the table and USAGE on its sequence"
@@ -100,12 +107,11 @@ class PostgresOutbox:
         self._known: dict[Any, str] = {}
         query = statement("outbox_write", schema, resource=sql.SQL("%s"), events=sql.SQL("%s"))
         self._format = query.as_string(None)
-        self._script = f"{self._format}; COMMIT"
         query = statement("outbox_write", schema, resource=sql.SQL("$1"), events=sql.SQL("$2"))
         self._numeric = query.as_string(None)
 
     def write(self, outlet: Outlet, events: str, resource: str) -> Courier | None:
-        """One statement in the application's transaction; with psycopg in one message with its COMMIT.
+        """One statement in the application's transaction; with psycopg it travels with the COMMIT.
 
         Raises:
             OutboxError: it failed, and so must the transaction.
@@ -115,16 +121,24 @@ class PostgresOutbox:
                 f"not committed, because strict delivery needs PostgreSQL, not {outlet.system}; "
                 "use OTEL_ACTIVITY_DELIVERY=durable"
             )
-        if outlet.joins and _takes_scripts(outlet.connection):
+        if outlet.joins and _pipelines(outlet.connection):
             return partial(self._with_commit, outlet, resource, events)
-        query = self._numeric if outlet.driver == "asyncpg" else self._format
         try:
-            with closing(outlet.connection.cursor()) as cursor:
-                cursor.execute(query, (resource, events))
+            try:
+                self._insert(outlet, resource, events)
+            except UnicodeEncodeError:  # nothing was sent
+                self._insert(outlet, _in_ascii(resource), _in_ascii(events))
         except Exception as error:
+            if _is_conflict(error):
+                return partial(_give_up, outlet.connection, error)
             raise OutboxError(self._refusal(error)) from error
         self._know(outlet)
         return None
+
+    def _insert(self, outlet: Outlet, resource: str, events: str) -> None:
+        query = self._numeric if outlet.driver == "asyncpg" else self._format
+        with closing(outlet.connection.cursor()) as cursor:
+            cursor.execute(query, (resource, events))
 
     def _know(self, outlet: Outlet) -> None:
         """There may be rows in that database now."""
@@ -132,20 +146,21 @@ class PostgresOutbox:
             self._known[outlet.url] = conninfo_of(outlet.url)
 
     def _with_commit(self, outlet: Outlet, resource: str, events: str, commit: Callable[[], Any]) -> Any:
-        """One simple query of two statements: the server executes the second only if the first succeeded.
-
-        Not psycopg's pipeline, whose end waits for the server once more.
-        """
+        """INSERT and COMMIT in a row: the server skips the second if the first failed."""
         connection: psycopg.Connection[Any] = outlet.connection
+        refused = False
         try:
-            with psycopg.ClientCursor(connection) as cursor:
-                cursor.execute(self._script, (resource, events))
+            _insert_and_commit(connection, self._numeric.encode(), resource, events)
         except Exception as error:
-            if connection.info.transaction_status in _OPEN:
-                raise OutboxError(self._refusal(error)) from error
-            self._know(outlet)
-            raise  # what became of the COMMIT itself
-        self._know(outlet)
+            refused = connection.info.transaction_status in _OPEN
+            if not refused:
+                raise  # what became of the COMMIT itself
+            if _is_conflict(error):
+                _give_up(connection, error)
+            raise OutboxError(self._refusal(error)) from error
+        finally:
+            if not refused:
+                self._know(outlet)
         return commit()  # psycopg sends nothing: no transaction is open
 
     def _refusal(self, error: Exception) -> str:
@@ -238,7 +253,7 @@ class OutboxReader:
         return self._connection.execute(statement(name, self._schema), parameters).fetchall()
 
 
-def _takes_scripts(connection: Any) -> bool:
+def _pipelines(connection: Any) -> bool:
     """Whether the connection is psycopg's own, in a plain transaction that its ``commit()`` would end.
 
     In a block of ``connection.transaction()`` and in a two-phase transaction ``commit()`` refuses; that is
@@ -251,7 +266,81 @@ def _takes_scripts(connection: Any) -> bool:
         and not getattr(connection, "_num_transactions", 1)
         and getattr(connection, "_tpc", True) is None
         and connection.info.pipeline_status is PipelineStatus.OFF
+        and psycopg.Pipeline.is_supported()
     )
+
+
+def _insert_and_commit(connection: psycopg.Connection[Any], query: bytes, resource: str, events: str) -> None:
+    """Send both, then wait for both.
+
+    Not psycopg's pipeline, whose end waits for the server once more. Not one text of two statements, either:
+    it takes no parameters, and the server shows texts of statements in its log and in ``pg_stat_activity``.
+
+    Raises:
+        psycopg.Error: of the INSERT, if the transaction is still open, else of the COMMIT.
+    """
+    encoding = connection.info.encoding
+    try:
+        parameters = [resource.encode(encoding), events.encode(encoding)]
+    except UnicodeEncodeError:
+        parameters = [_in_ascii(resource).encode(), _in_ascii(events).encode()]
+    pgconn = connection.pgconn
+    with connection.lock:
+        pgconn.enter_pipeline_mode()
+        try:
+            pgconn.send_query_params(query, parameters)
+            pgconn.send_query_params(b"COMMIT", None)
+            pgconn.pipeline_sync()
+            results = connection.wait(_results(pgconn))
+        finally:
+            try:
+                pgconn.exit_pipeline_mode()
+            except psycopg.Error:  # lost, or interrupted for good: what is on its way cannot be told apart
+                pgconn.finish()
+    for result in results:
+        if result.status != ExecStatus.COMMAND_OK:
+            if connection.closed:  # as psycopg's own cursor says it
+                raise psycopg.OperationalError(result.get_error_message(encoding))
+            raise psycopg.errors.error_from_result(result, encoding)
+
+
+def _results(pgconn: PGconn) -> Generator[Any, Any, list[PGresult]]:
+    """What the server answers to two statements and a Sync."""
+    results: list[PGresult] = yield from generators.execute(pgconn)
+    results += yield from generators.fetch_many(pgconn)
+    yield from generators.fetch(pgconn)
+    return results
+
+
+def _in_ascii(text: str) -> str:
+    r"""JSON for a connection whose encoding lacks some characters.
+
+    >>> _in_ascii('["5 €"]')
+    '["5 \\u20ac"]'
+    """
+    return _BEYOND_ASCII.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Whether the server rolled the transaction back so that it is tried again: not the outbox's doing."""
+    state = _sqlstate(error)
+    return state[:2] == _CONFLICT and state != _UNDECIDED
+
+
+def _give_up(connection: Any, error: Exception, commit: object = None) -> NoReturn:
+    """In the place of COMMIT, which would have raised the same.
+
+    Raises:
+        Exception: the driver's own, that programs know to try again for.
+    """
+    with suppress(Exception):
+        connection.rollback()
+    raise error
 
 
 def _sqlstate(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg.pq import PipelineStatus
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -119,7 +121,7 @@ def test_what_is_committed_is_stored_in_order(
 
 
 def test_events_travel_with_the_commit(database: str, engines: Callable[..., Engine], tmp_path: Path) -> None:
-    """psycopg sends INSERT and COMMIT in one message: the outbox costs no round trip."""
+    """With psycopg the server is not waited for between INSERT and COMMIT: no round trip for the outbox."""
     start(database)
     engine = engines(database)
     with Session(engine) as session, (tmp_path / "trace").open("wb") as trace:
@@ -130,11 +132,140 @@ def test_events_travel_with_the_commit(database: str, engines: Callable[..., Eng
         raw.pgconn.trace(trace.fileno())
         session.commit()
         raw.pgconn.untrace()
-    messages = (tmp_path / "trace").read_text()
-    assert messages.count("\tF\t") == 1
-    assert "; COMMIT" in messages
+        assert raw.info.pipeline_status is PipelineStatus.OFF
+    messages = re.findall(r"\t([FB])\t\d+\t(\w+)", (tmp_path / "trace").read_text())
+    assert re.fullmatch("F+B+", "".join(sender for sender, _ in messages))
+    assert messages.count(("F", "Sync")) == 1
     assert otel_activity.flush_queue(PATIENCE)
     assert stored(database) == [CREATED]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_lost_serialization_conflict_is_the_applications(
+    database: str, engines: Callable[..., Engine], driver: str
+) -> None:
+    """What a program tries again for stays the driver's error, also if the outbox hears it first."""
+    start(database)
+    engine = engines(database, driver, isolation_level="SERIALIZABLE")
+    with Session(engine) as first, Session(engine) as second:
+        for session, name in ((first, "x"), (second, "y")):
+            session.query(Task).filter(Task.name != "zzz").count()
+            session.add(Task(name=name))
+            session.flush()
+        first.commit()
+        with pytest.raises(OperationalError) as caught:
+            second.commit()
+        original: Any = caught.value.orig
+        assert (getattr(original, "sqlstate", None) or original.pgcode) == "40001"
+        second.rollback()
+        second.add(Task(name="again"))
+        second.commit()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == [CREATED, CREATED]
+    assert sorted(column(database, "SELECT name FROM task")) == ["again", "x"]
+
+
+def test_asyncpg_raises_a_lost_serialization_conflict(database: str, engines: Callable[..., Engine]) -> None:
+    """The same with a driver that waits for the outbox before COMMIT."""
+    engines(database)
+    start(database)
+
+    async def work() -> None:
+        engine = create_async_engine(
+            database.replace("postgresql://", "postgresql+asyncpg://"), isolation_level="SERIALIZABLE"
+        )
+        async with AsyncSession(engine) as first, AsyncSession(engine) as second:
+            for session, name in ((first, "x"), (second, "y")):
+                await session.execute(text("SELECT count(*) FROM task WHERE name <> 'zzz'"))
+                session.add(Task(name=name))
+                await session.flush()
+            await first.commit()
+            with pytest.raises(DBAPIError, match="could not serialize"):
+                await second.commit()
+            await second.rollback()
+        await engine.dispose()
+
+    asyncio.run(work())
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == [CREATED]
+
+
+def test_values_are_no_part_of_the_statement(database: str, engines: Callable[..., Engine]) -> None:
+    """What the server shows and logs as the text of statements has no value of an event."""
+    start(database)
+    engine = engines(database)
+    with Session(engine) as session:
+        session.add(Task(name="Ann Example"))
+        session.flush()
+        raw = session.connection().connection.dbapi_connection
+        assert isinstance(raw, psycopg.Connection)
+        session.commit()
+        shown = column(database, f"SELECT query FROM pg_stat_activity WHERE pid = {raw.info.backend_pid}")
+    assert len(shown) == 1
+    assert "Ann" not in shown[0]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_any_character_passes_any_client_encoding(
+    database: str, engines: Callable[..., Engine], driver: str
+) -> None:
+    """A connection whose encoding has no euro sign commits an action that has one."""
+    start(database)
+    engine = engines(database, driver, connect_args={"options": "-c client_encoding=LATIN1"})
+    with Session(engine) as session:
+        session.add(Task(name="caf\u00e9"))
+        session.flush()
+        log_user_action("task.price", details={"price": "5 \u20ac \U0001f642"}, session=session)
+        session.commit()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert column(database, "SELECT attributes -> 'activity.details' ->> 'price' FROM activity.events") == [
+        None,
+        "5 \u20ac \U0001f642",
+    ]
+
+
+def test_an_interrupted_commit_leaves_a_usable_connection(
+    database: str, engines: Callable[..., Engine]
+) -> None:
+    """Ctrl-C while the server works on the COMMIT: nothing is committed, and the connection goes on."""
+    engine = engines(database)
+    with engine.begin() as connection:
+        connection.execute(text(SLOW_COMMIT))
+    start(database)
+    with Session(engine) as session:
+        session.add(Task(name="slow"))
+        session.flush()
+        pid = session.connection().connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+        asleep = f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'"
+
+        def interrupt() -> None:
+            deadline = time.monotonic() + PATIENCE
+            while not column(database, asleep) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            session.commit()
+        thread.join()
+    with Session(engine) as session:
+        session.add(Task(name="fast"))
+        session.commit()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == [CREATED]
+    assert column(database, "SELECT name FROM task") == ["fast"]
+
+
+SLOW_COMMIT = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.name = 'slow' THEN PERFORM pg_sleep(60); END IF;
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON task DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION slow()
+"""
 
 
 def test_an_error_of_the_commit_itself_is_the_applications(

@@ -14,6 +14,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from otel_activity import audited, log_user_action
+from otel_activity.postgres import outbox
 
 
 class Base(DeclarativeBase):
@@ -44,7 +45,7 @@ engine = create_engine(os.environ["DATABASE_URL"])
 Base.metadata.create_all(engine)
 commits = 0
 send = psycopg.Connection.commit
-execute = psycopg.ClientCursor.execute
+both = outbox._insert_and_commit
 
 
 def commit(connection: Any) -> None:
@@ -56,15 +57,15 @@ def commit(connection: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def script(cursor: Any, query: str, *arguments: Any) -> Any:
-    """The events of a strict transaction and its COMMIT in one message, and perhaps the end before it."""
+def insert_and_commit(*arguments: Any) -> None:
+    """The events of a strict transaction together with its COMMIT, and perhaps the end before it."""
     if moment == "before" and commits == rounds:
         os.kill(os.getpid(), signal.SIGKILL)
-    return execute(cursor, query, *arguments)
+    both(*arguments)
 
 
 psycopg.Connection.commit = commit  # type: ignore[method-assign]
-psycopg.ClientCursor.execute = script  # type: ignore[method-assign]
+outbox._insert_and_commit = insert_and_commit
 print("program runs", flush=True)
 for number in range(1, rounds + 1):
     with Session(engine) as session:
