@@ -442,7 +442,7 @@ class RecordLines:
             head: the name with its tag and size, and the tag of the value.
         """
         name = head[2:-1]
-        if head[0] != 0x0A or head[1] != len(name) or head[-1] != 0x12 or name == WRAPPER:
+        if head[0] != 0x0A or head[1] != len(name) or len(name) > 0x7F or head[-1] != 0x12 or name == WRAPPER:
             return None
         if not is_plain(name):
             return None

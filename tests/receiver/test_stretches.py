@@ -202,6 +202,17 @@ def test_record_cut_off_at_any_byte_is_refused_or_read_one_way() -> None:
         assert _columns(decoded) == _long_way(decoded)
 
 
+def test_size_of_a_name_is_read_whole() -> None:
+    """A name whose size takes two bytes is no name of the first byte's length."""
+    name = b"#" + b"k" * 142  # behind 0x8F: of 143 bytes, or of 15 + (0x23 << 7)
+    side = field(6, field(1, field(1, b"before") + field(2, field(1, b"one"))))
+    pair = b"\x0a\x8f" + name + field(2, side)
+    changes = field(6, field(1, semconv.CHANGES.encode()) + field(2, field(6, field(1, pair))))
+    uid = field(6, field(1, semconv.RECORD_UID.encode()) + field(2, field(1, b"no uuid")))
+    with pytest.raises(BadRequest):
+        ProtobufDecoder().decode(_request(uid + changes + field(12, b"activity.entity.updated")))
+
+
 def test_senders_in_turn_keep_their_own_rows() -> None:
     """Two tenants with the same events but for their names, in turn through one decoder."""
     decoder = ProtobufDecoder()
