@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import urllib.request
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import pytest
 from otel_activity.store.gaps import Kind, find_gaps
 from tests.cli.support import run
 from tests.e2e.support import relay
+from tests.e2e.test_auto_instrumentation import wait_until_ready
 
 if TYPE_CHECKING:
     import subprocess
@@ -94,3 +96,44 @@ def test_a_killed_process_whose_journal_is_taken_over_has_no_gap(durable: World)
     assert set(closed) >= set(streams)
     assert [one for one in found(durable) if one.explanation is None] == []
     assert run("doctor", "--gaps", "--grace", "0", dsn=durable.store).exit_code == 0
+
+
+SERVERS = {
+    "uvicorn": ("uvicorn", "web:app", "--port", "{port}"),
+    "uvicorn, 2 workers": ("uvicorn", "web:app", "--port", "{port}", "--workers", "2"),
+    "gunicorn": ("gunicorn", "wsgi_tasks:app", "--workers", "2", "--bind", "127.0.0.1:{port}"),
+    "gunicorn, preloaded": (
+        *("gunicorn", "wsgi_tasks:app", "--workers", "2", "--bind", "127.0.0.1:{port}"),
+        "--preload",
+    ),
+}
+
+
+@pytest.mark.parametrize("delivery", ["durable", "best_effort"])
+@pytest.mark.parametrize("server", SERVERS)
+def test_sigterm_closes_the_stream_of_every_process(
+    durable: World, free_port: int, server: str, delivery: str
+) -> None:
+    """Each stream that was opened ends with a record that closes it, behind everything that it released."""
+    process = durable.start(
+        *(word.format(port=free_port) for word in SERVERS[server]),
+        OTEL_ACTIVITY_HEARTBEAT="60",
+        OTEL_ACTIVITY_DELIVERY=delivery,
+    )
+    url = f"http://127.0.0.1:{free_port}"
+    wait_until_ready(f"{url}/ready")
+    for _ in range(10):
+        urllib.request.urlopen(urllib.request.Request(f"{url}/tasks", method="POST")).close()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    with psycopg.connect(durable.store) as connection:
+        streams = connection.execute(
+            "SELECT array_agg(name ORDER BY sequence), max(sequence) - min(sequence) + 1 = count(*) "
+            "FROM activity.events GROUP BY stream_id"
+        ).fetchall()
+    names = [stream for stream, _ in streams]
+    assert sum(stream.count("activity.entity.created") for stream in names) == 10, output
+    opened, closed = "activity.stream.opened", "activity.stream.closed"
+    ends = {(one.count(opened), one.count(closed), one[-1], whole) for one, whole in streams}
+    assert ends == {(1, 1, closed, True)}, output
+    assert [one for one in found(durable) if one.explanation is None] == []
