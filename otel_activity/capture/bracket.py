@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Bracket"]
 
 _UNSEEN = "ended outside SQLAlchemy"
+_MOST_REFUSED = 100
+"""Refused two-phase transactions that are remembered until SQLAlchemy ends them, which it does at once."""
 _UNDEFINED_OBJECT = "42704"  # COMMIT PREPARED of an id that is not there
 
 
@@ -49,12 +51,14 @@ class Bracket:
         for every row or statement and can afford no call to find out that there is nothing to do."""
         self._idle: dict[int, Transaction] = {}
         self._prepared: dict[tuple[Any, ...], Unit] = {}
+        self._refused_keys: dict[tuple[Any, ...], None] = {}
 
     def clear(self) -> None:
         """Forget everything; open transactions end unrecorded."""
         self.open.clear()
         self._idle.clear()
         self._prepared.clear()
+        self._refused_keys.clear()
 
     after_fork = clear
     """In a forked child: the parent's transactions are the parent's to report."""
@@ -416,12 +420,18 @@ class Bracket:
     # --- two-phase ---------------------------------------------------------------------------
 
     def prepare_twophase(
-        self, transaction: Transaction, key: tuple[Any, ...], send: Callable[[], Any], *, raw: Any
+        self,
+        transaction: Transaction,
+        key: tuple[Any, ...],
+        send: Callable[[], Any],
+        undo: Callable[[], Any],
+        *,
+        raw: Any,
     ) -> Any:
         """Bracket PREPARE TRANSACTION; the unit waits under its global id.
 
         Raises:
-            ActivityError: delivery refused (fail closed); the transaction is still open, not prepared.
+            ActivityError: delivery refused (fail closed); the transaction was rolled back.
         """
         transaction.admit()
         unit = transaction.unit
@@ -433,11 +443,24 @@ class Bracket:
         try:
             self._prepare(unit, transaction, None if transaction.doubt is not None else raw)
         except ActivityError:
-            self._refused(transaction, unit, None)
+            self._refused(transaction, unit, undo)
             raise
         result = self._send_prepared(transaction, unit, send)
         self._prepared[key] = unit
         return result
+
+    def remember_refused(self, key: tuple[Any, ...]) -> None:
+        """SQLAlchemy takes the transaction, which was rolled back, for one that is open still."""
+        self._refused_keys[key] = None
+        while len(self._refused_keys) > _MOST_REFUSED:
+            self._refused_keys.pop(next(iter(self._refused_keys)), None)
+
+    def was_refused(self, key: tuple[Any, ...], driver: Any) -> bool:
+        """Whether the transaction is over because delivery refused it; asked once, at what ends it."""
+        if not self._refused_keys or key not in self._refused_keys:
+            return False
+        del self._refused_keys[key]
+        return drivers.driver_state(driver) is drivers.State.ENDED
 
     def commit_prepared(self, key: tuple[Any, ...], send: Callable[[], Any]) -> Any:
         """Bracket COMMIT PREPARED, from whichever connection it comes."""

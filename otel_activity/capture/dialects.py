@@ -16,6 +16,7 @@ from sqlalchemy.pool import base as pool_base
 from otel_activity.capture import drivers
 from otel_activity.capture.statements import StatementHooks, global_key
 from otel_activity.capture.timing import timed
+from otel_activity.errors import ActivityError, DeliveryRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -247,12 +248,18 @@ class DialectHooks:
             transaction = self._bracket.find_for(connection)
             if transaction is None or transaction.inside:
                 return original(dialect, connection, xid)
-            return self._bracket.prepare_twophase(
-                transaction,
-                global_key(connection, xid),
-                lambda: original(dialect, connection, xid),
-                raw=connection.connection,
-            )
+            key = global_key(connection, xid)
+            try:
+                return self._bracket.prepare_twophase(
+                    transaction,
+                    key,
+                    lambda: original(dialect, connection, xid),
+                    lambda: dialect.do_rollback_twophase(connection, xid, False),
+                    raw=connection.connection,
+                )
+            except ActivityError:
+                self._bracket.remember_refused(key)
+                raise
 
         return do_prepare_twophase
 
@@ -265,6 +272,8 @@ class DialectHooks:
 
             if is_prepared:
                 return self._bracket.commit_prepared(global_key(connection, xid), send)
+            if self._was_refused(connection, xid):
+                raise DeliveryRefused("not committed, because its events were refused when it was prepared")
             transaction = self._bracket.find_for(connection)
             if transaction is None or transaction.inside:
                 return send()
@@ -287,9 +296,16 @@ class DialectHooks:
             transaction = self._bracket.find_for(connection)
             if transaction is not None and not transaction.inside and not is_prepared:
                 return self._bracket.abort(transaction, send)
+            if not is_prepared and self._was_refused(connection, xid):
+                return None
             return self._bracket.rollback_prepared(global_key(connection, xid), send)
 
         return do_rollback_twophase
+
+    def _was_refused(self, connection: Any, xid: Any) -> bool:
+        """Whether a two-phase transaction was rolled back already, when it was to be prepared."""
+        driver = connection.connection.driver_connection
+        return self._bracket.was_refused(global_key(connection, xid), driver)
 
 
 def _with_subclasses(cls: type[Any]) -> Iterator[type[Any]]:

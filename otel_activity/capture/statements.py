@@ -207,7 +207,9 @@ class StatementHooks:
             if verb is Verb.ROLLBACK:
                 return bracket.abort(transaction, send)
             key = global_key(context.root_connection, step.name)
-            return bracket.prepare_twophase(transaction, key, send, raw=_raw(context))
+            return bracket.prepare_twophase(
+                transaction, key, send, transaction_undo(context), raw=_raw(context)
+            )
         result = send()
         self._savepoint(context, step)
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any, Never
 
@@ -9,7 +10,7 @@ import pytest
 from sqlalchemy import Text, TypeDecorator, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from otel_activity.capture import SQLAlchemyCapture, guard
+from otel_activity.capture import SQLAlchemyCapture, drivers, guard
 from otel_activity.errors import ActivityError
 from tests.capture.support import Account, Note, Open, Recorder, Scene, add
 
@@ -39,13 +40,15 @@ class Interrupted(Recorder):
 
 
 class Refusing(Recorder):
-    """Refuses the first unit it is to prepare, as fail-closed delivery does when it is full."""
+    """Refuses one of the units it is to prepare, the first, as fail-closed delivery does when it is full."""
 
     refused = False
+    after = 0
 
     def prepare(self, unit: Unit) -> None:
         super().prepare(unit)
-        if not self.refused:
+        self.after -= 1
+        if not self.refused and self.after < 0:
             self.refused = True
             raise ActivityError("the queue is full")
 
@@ -206,6 +209,73 @@ def test_refusal_elsewhere(scene: Scene, driver: str, other: Any, how: str) -> N
         connection.rollback()
     assert recorder.kinds == ["prepare", "aborted"]
     assert scene.ask("rows") == []
+
+
+@pytest.mark.parametrize("end", ["rollback", "commit", "close", "text"])
+def test_refusal_of_a_prepare(scene: Scene, driver: str, other: Any, end: str) -> None:
+    """A refused PREPARE TRANSACTION is rolled back at once, whatever the application does next."""
+    recorder = Refusing()
+    other(recorder)
+    with scene.engine(driver).connect() as connection:
+        if end == "text":
+            prepare: Callable[[], Any] = functools.partial(
+                connection.exec_driver_sql, "PREPARE TRANSACTION 'refused'"
+            )
+        else:
+            transaction = connection.begin_twophase("refused")
+            prepare = transaction.prepare
+        add(Session(connection, join_transaction_mode="rollback_only"), "refused")
+        with pytest.raises(ActivityError, match="the queue is full"):
+            prepare()
+        assert idle(connection)
+        if end == "commit":
+            with pytest.raises(ActivityError, match="refused when it was prepared"):
+                transaction.commit()
+        elif end != "text":
+            getattr(transaction, end)()
+    assert recorder.kinds == ["prepare", "aborted"]
+    assert scene.ask("prepared") == scene.ask("rows") == []
+
+
+def test_after_a_refused_prepare(scene: Scene, driver: str, other: Any) -> None:
+    """The connection, and the same global id, serve the next transaction, whatever becomes of it."""
+    recorder = Refusing()
+    other(recorder)
+    with scene.engine(driver).connect() as connection:
+        for wanted in ("refused", "rolled back", "kept"):
+            with contextlib.suppress(ActivityError):
+                transaction = connection.begin_twophase("again")
+                add(Session(connection, join_transaction_mode="rollback_only"), wanted)
+                if wanted != "rolled back":
+                    transaction.prepare()
+            getattr(transaction, "commit" if wanted == "kept" else "rollback")()
+    assert recorder.kinds == ["prepare", "aborted", "aborted", "prepare", "committed"]
+    assert recorder.replayed() == scene.ask("rows")
+
+
+def test_refusal_by_one_of_two_databases(scene: Scene, driver: str, other: Any) -> None:
+    """When delivery refuses the second of two, the first is rolled back as well; the session goes on."""
+    recorder = Refusing()
+    recorder.after = 1
+    other(recorder)
+    engines = scene.engine(driver), scene.engine(driver, other=True)
+    with Session(binds={Account: engines[0], Note: engines[1]}, twophase=True) as session:
+        session.add_all([Account(name="here"), Note(body="there")])
+        with pytest.raises(ActivityError, match="the queue is full"):
+            session.commit()
+        session.rollback()
+        assert scene.ask("prepared") == scene.ask("rows") == scene.ask("notes", other=True) == []
+        session.add_all([Account(name="here"), Note(body="there")])
+        session.commit()
+    assert recorder.kinds[:2] == ["prepare", "prepare"]
+    assert recorder.ends == ["aborted", "aborted", "committed", "committed"]
+    assert recorder.replayed() == scene.ask("rows")
+
+
+def idle(connection: Any) -> bool:
+    """Whether the server is in no transaction on a connection, as far as the driver says."""
+    driver = connection.connection.driver_connection
+    return drivers.driver_state(driver) is drivers.State.ENDED
 
 
 def test_keyboard_interrupt(scene: Scene, driver: str, other: Any) -> None:
