@@ -155,7 +155,7 @@ class Bracket:
         That is better than any setting: a BEGIN by hand under AUTOCOMMIT, and statements that follow a
         COMMIT by hand on drivers that do not notice it, are then what they are.
         """
-        state = drivers.driver_state(transaction.driver())
+        state = drivers.state_of(transaction)
         if state is drivers.State.ENDED:
             transaction.autocommit = True
         elif state is not drivers.State.UNKNOWN:
@@ -265,7 +265,7 @@ class Bracket:
 
     def join(self, transaction: Transaction, entry: Entry) -> None:
         """Add an entry to an open transaction, not one under AUTOCOMMIT; it shares the transaction's fate."""
-        if transaction.unit is None and drivers.driver_state(transaction.driver()) is drivers.State.ENDED:
+        if transaction.unit is None and drivers.state_of(transaction) is drivers.State.ENDED:
             # Drivers send BEGIN with the first statement. Until then nothing tells this transaction from one
             # that was ended behind our back, so the entry waits aside.
             transaction.early.append(entry)
@@ -370,7 +370,7 @@ class Bracket:
         return result
 
     def _commit_failed(self, transaction: Transaction, unit: Unit, error: BaseException) -> None:
-        if drivers.driver_state(transaction.driver()) is drivers.State.OPEN:
+        if drivers.state_of(transaction) is drivers.State.OPEN:
             # Nothing happened yet (SQLite: database is locked). The next COMMIT or ROLLBACK decides.
             again = Unit(unit.transaction_id, system=unit.system, database=unit.database)
             again.entries = list(unit.entries)
@@ -389,7 +389,7 @@ class Bracket:
             self._settle_all(transaction)
             return send()
         unit = transaction.unit
-        ended = unit is not None and drivers.driver_state(transaction.driver()) is drivers.State.ENDED
+        ended = unit is not None and drivers.state_of(transaction) is drivers.State.ENDED
         transaction.inside = True
         try:
             return send()
@@ -407,7 +407,7 @@ class Bracket:
         """A savepoint was released. SQLite commits when that was the outermost and nothing began before."""
         transaction.release(name)
         if transaction.unit is not None:
-            state = drivers.driver_state(transaction.driver())
+            state = drivers.state_of(transaction)
             if state is drivers.State.ENDED:
                 self.settle(transaction)
 

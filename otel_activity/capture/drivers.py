@@ -18,6 +18,7 @@ __all__ = [
     "leaves_open",
     "refused_by_server",
     "sqlstate",
+    "state_of",
     "transaction_state",
 ]
 
@@ -46,9 +47,19 @@ _ENDS_CONNECTION: Final = frozenset({"FATAL", "PANIC"})
 _SILENT: Final = frozenset({"psycopg2", "asyncpg"})
 
 
+def state_of(transaction: Transaction) -> State:
+    """What the driver's own connection says, asked once for each transaction at least. Never raises."""
+    if transaction.is_driver:
+        try:
+            return _LIBPQ[transaction.anchor().pgconn.transaction_status]  # psycopg, without a detour
+        except Exception:  # noqa: BLE001, S110 - another driver, or a closed connection
+            pass
+    return driver_state(transaction.driver())
+
+
 def transaction_state(transaction: Transaction) -> State:
     """The state now; where the driver does not tell an error, the failed statement that was seen does."""
-    state = driver_state(transaction.driver())
+    state = state_of(transaction)
     if transaction.poisoned and state in (State.UNKNOWN, State.INSIDE):
         return State.FAILED
     return State.OPEN if state is State.INSIDE else state
