@@ -251,7 +251,8 @@ def shutdown(timeout: float | None = None) -> bool:
 def get_queue_metrics() -> dict[str, Any]:
     """Counters of the queue: ``waiting``, ``released``, ``dropped``, ``undecided`` (units whose COMMIT is
     unknown), and for each exporter ``pending``, ``capacity``, ``oldest_age`` (seconds), ``confirmed``,
-    ``dropped``, ``rejected``, ``quarantined``, ``retries`` and ``trouble``.
+    ``dropped``, ``rejected``, ``quarantined``, ``retries`` and ``trouble``. ``deliveries`` has ``released``
+    and ``dropped`` for each delivery class; what a receiver rejected is in none of them.
     With a journal ``outbox``: ``drained`` (events), ``trouble``; and ``journal``: ``bytes``, ``segments``,
     ``units`` (not confirmed by all), ``asked`` (whose fate the database is being asked about), ``adopted``,
     ``unjournaled`` (events), ``lost_bytes`` and ``lost_records`` (damage found).

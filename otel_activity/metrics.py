@@ -44,6 +44,9 @@ __all__ = [
 
 L = TypeVar("L")
 
+REASON: Final = "otel_activity.drop.reason"
+DELIVERY: Final = "otel_activity.delivery"
+BEST_EFFORT: Final = "best_effort"
 SAMPLE: Final = 64
 """One in so many commits is timed: recording costs ten times what it times."""
 
@@ -111,14 +114,30 @@ def _first(*reads: Read) -> Read:
     return lambda found: [each for read in reads for each in read(found)]
 
 
+def _released(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str]]]:
+    """By delivery class, the way that an event went."""
+    classes = found.get("deliveries")
+    if classes is None:
+        return _whole("released")(found)
+    return [(counts["released"], {DELIVERY: name}) for name, counts in classes.items()]
+
+
 def _dropped(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str]]]:
-    """By where: in front of the exporters, or on the way to one."""
+    """By where: in front of the exporters, or on the way to one; and by class where that can be told."""
     lanes = found.get("exporters", {})
     before = found.get("dropped", 0) - sum(lane["dropped"] for lane in lanes.values())
-    yield before, {"otel_activity.drop.reason": "queue"}
+    # A full or failing exporter costs what is in memory alone by choice; the rest waits in front of it.
+    on_the_way = sum(lane["dropped"] - lane["rejected"] for lane in lanes.values())
+    classes = found.get("deliveries")
+    if classes is None:
+        yield before, {REASON: "queue"}
+    for name, counts in (classes or {}).items():
+        count = counts["dropped"] - (on_the_way if name == BEST_EFFORT else 0)
+        yield count, {REASON: "queue", DELIVERY: name}
     for name, lane in lanes.items():
-        yield lane["dropped"] - lane["rejected"], {**component(name), "otel_activity.drop.reason": "exporter"}
-        yield lane["rejected"], {**component(name), "otel_activity.drop.reason": "rejected"}
+        told = {**component(name), DELIVERY: BEST_EFFORT}
+        yield lane["dropped"] - lane["rejected"], {**told, REASON: "exporter"}
+        yield lane["rejected"], {**component(name), REASON: "rejected"}
 
 
 def _failing(found: Mapping[str, Any]) -> Iterable[tuple[float, Mapping[str, str]]]:
@@ -189,8 +208,8 @@ READINGS: Final[tuple[Reading, ...]] = (
         "otel_activity.event.released",
         "counter",
         "{event}",
-        "Events of committed transactions handed to delivery.",
-        _whole("released"),
+        "Events of committed transactions handed to delivery, by otel_activity.delivery (their class).",
+        _released,
     ),
     Reading(
         "otel_activity.change.captured",
@@ -211,7 +230,8 @@ READINGS: Final[tuple[Reading, ...]] = (
         "counter",
         "{event}",
         "Events lost, by otel_activity.drop.reason: queue (no room before the exporters), exporter (no room "
-        "in its queue, or left at the end), rejected (by the receiver, for good).",
+        "in its queue, or left at the end), rejected (by the receiver, for good); but for the last also by "
+        "otel_activity.delivery (their class).",
         _dropped,
     ),
     Reading(

@@ -125,7 +125,6 @@ def test_metrics_show_what_the_queue_metrics_say(meters: Meters, postgres_dsn: s
     lane = found["exporters"]["postgres"]
     points = meters.points()
     for name, expected in [
-        ("otel_activity.event.released", found["released"]),
         ("otel_activity.event.waiting", 0),
         ("otel.sdk.processor.log.queue.size", 0),
         ("otel.sdk.processor.log.queue.capacity", lane["capacity"]),
@@ -137,6 +136,11 @@ def test_metrics_show_what_the_queue_metrics_say(meters: Meters, postgres_dsn: s
     ]:
         (point,) = points[name]
         assert point.value == expected, name
+    released = meters.by("otel_activity.event.released", "otel_activity.delivery")
+    by_class = {name: point.value for name, point in released.items()}
+    assert by_class == {"best_effort": 0, "durable": SAMPLE + 1, "strict": 0}
+    assert by_class == {name: each["released"] for name, each in found["deliveries"].items()}
+    assert sum(by_class.values()) == found["released"]
     (captured,) = points["otel_activity.change.captured"]
     assert captured.value == SAMPLE + 1
     assert captured.attributes == {
@@ -228,6 +232,32 @@ def test_an_outage_shows(meters: Meters) -> None:
     exporting.join(20)
     attempts = meters.by("otel.sdk.exporter.operation.duration", "error.type")
     assert {kind: point.count for kind, point in attempts.items()} == {"ExportError": lane.retries, None: 1}
+
+
+def test_what_is_dropped_is_told_by_class(meters: Meters) -> None:
+    """Before the exporters each class has its number; on the way to one only best effort can be lost."""
+    lane = Lane("postgres", capacity=10)
+    assert lane.enter()
+    lane.turn_away(3)
+    lane.lose(1, "rejected")
+    deliveries = {"best_effort": {"released": 9, "dropped": 5}, "durable": {"released": 7, "dropped": 2}}
+    found = {"exporters": {"postgres": lane.metrics()}, "dropped": 8, "deliveries": deliveries}
+    meters.instruments.watch(lambda: found)
+    points = meters.points()["otel_activity.event.dropped"]
+    told = {
+        (
+            point.attributes["otel_activity.drop.reason"],
+            point.attributes.get("otel_activity.delivery"),
+        ): point.value
+        for point in points
+    }
+    assert told == {
+        ("queue", "best_effort"): 2,
+        ("queue", "durable"): 2,
+        ("exporter", "best_effort"): 3,
+        ("rejected", None): 1,
+    }
+    assert sum(told.values()) == found["dropped"]
 
 
 def test_the_journal_is_reported_when_there_is_one(meters: Meters) -> None:

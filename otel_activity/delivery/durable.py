@@ -149,6 +149,7 @@ class DurableDelivery(Feeder):
         self._ended: deque[Held] = deque()
         self._in = self._taken_in = 0
         self._loose_in = self._loose_out = 0
+        self.loose_released = self.loose_dropped = self.strict_released = 0
         # Each is counted up by one side only, so that the feeder needs no lock of a request.
         self._kept = self._let_go = 0
         self._adopted = threading.Event()
@@ -362,10 +363,12 @@ class DurableDelivery(Feeder):
             full = self._closed or self._loose_in - self._loose_out >= self.capacity
             if full:
                 self.dropped += held.count
+                self.loose_dropped += held.count
             else:
                 self._loose_in += held.count
                 self._let_in(held)
                 self.released += held.count
+                self.loose_released += held.count
         if full:
             self._lost(QUEUE_FULL, held.count)
             why = "after shutdown" if self._closed else f"more than {self.capacity} wait in memory"
@@ -382,7 +385,11 @@ class DurableDelivery(Feeder):
     def encode(self, unit: Unit) -> list[Event]:
         """The events of a unit, as committed; entries that cannot be encoded are lost."""
         encoded = (self._encoded(entry, unit, Commit.REPORTED) for entry in unit.entries)
-        return [event for event in encoded if event is not None]
+        events = [event for event in encoded if event is not None]
+        if len(events) < len(unit.entries):
+            with self._lock:
+                self.loose_dropped += len(unit.entries) - len(events)
+        return events
 
     def _encode_late(self, held: Held, unit: Unit) -> None:
         held.events, held.late = self.encode(unit), None
@@ -571,6 +578,9 @@ class DurableDelivery(Feeder):
             self._emit(road.lane, event, held.origin if held.source is None else held.source.origin)
         except Exception:  # noqa: BLE001 - one odd event costs itself, not the events behind it
             road.gone += 1
+            if held.loose:
+                with self._lock:
+                    self.loose_dropped += 1
             self._lost_one(event.attributes.get(semconv.SEQUENCE))
 
     def _decided_events(self, held: Held) -> list[Event]:
@@ -886,8 +896,20 @@ class DurableDelivery(Feeder):
             log_safely(logging.WARNING, line, kept, self._home)
         if lost:
             self.dropped += lost
+            self.loose_dropped += sum(held.count for held in left if held.loose)
             line = "otel_activity: %d events were not delivered before the process ended, and not journaled"
             log_safely(logging.ERROR, line, lost)
+
+    def _deliveries(self) -> dict[str, dict[str, int]]:
+        loose, strict = self.loose_released, self.strict_released
+        return {
+            "best_effort": {"released": loose, "dropped": self.loose_dropped + self._on_the_way},
+            "durable": {
+                "released": self.released - loose - strict,
+                "dropped": self.dropped - self.loose_dropped,
+            },
+            "strict": {"released": strict, "dropped": 0},
+        }
 
     def metrics(self) -> dict[str, Any]:
         """Counters for `get_queue_metrics`."""

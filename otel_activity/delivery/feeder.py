@@ -442,9 +442,19 @@ class Feeder:
             "waiting": self._waiting,
             "released": self.released,
             "dropped": self.dropped + sum(lane.dropped for lane in self.lanes),
+            "deliveries": self._deliveries(),
             "undecided": self.undecided_units,
             "exporters": {lane.name: lane.metrics() for lane in self.lanes},
         }
+
+    def _deliveries(self) -> dict[str, dict[str, int]]:
+        """Events released and dropped by delivery class. What a receiver rejected is of any."""
+        return {"best_effort": {"released": self.released, "dropped": self.dropped + self._on_the_way}}
+
+    @property
+    def _on_the_way(self) -> int:
+        """Events that lanes lost, and no receiver rejected."""
+        return sum(lane.dropped - lane.rejected for lane in self.lanes)
 
     def _say(self, about: str, level: int, line: str, *, exc_info: bool = False) -> None:
         """One line a minute about one thing: every commit of an outage comes here, even that of a log

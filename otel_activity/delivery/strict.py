@@ -132,6 +132,7 @@ class StrictDelivery(DurableDelivery):
                 self._kept += held.count
                 self._let_in(held)
                 self.released += held.count
+                self.strict_released += held.count
         self._ensure_thread()
         return read, units
 
