@@ -40,6 +40,10 @@ NEAR: Final = 0.0005
 _DRIVERS: Final = ("psycopg.", "psycopg2.", "sqlalchemy.dialects.postgresql.")
 
 
+_SAVEPOINT: Final = b"otel_activity_proof"
+_GO_BACK: Final = b"ROLLBACK TO %b; RELEASE %b" % (_SAVEPOINT, _SAVEPOINT)
+
+
 def _sql(name: str) -> str:
     return resources.files("otel_activity.capture").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
 
@@ -71,7 +75,11 @@ class ProofReader:
         self._known: set[tuple[str, URL]] = set()
         self._probe = _sql("probe_proof")
         self._read = _sql("read_transaction")
-        self._read_bytes = self._read.encode()
+        self._guarded = b"SAVEPOINT %b; %b; RELEASE %b" % (
+            _SAVEPOINT,
+            self._read.strip().rstrip(";").encode(),
+            _SAVEPOINT,
+        )
         self._told = False
         self._refusals: dict[tuple[str, str], int] = {}
 
@@ -178,7 +186,11 @@ class ProofReader:
                 without a word: the application must hear of it.
         """
         try:
-            row = self._ask_libpq(raw) if _is_psycopg(transaction.dialect, raw) else _row(raw, self._read)
+            row = (
+                self._ask_libpq(transaction, raw)
+                if _is_psycopg(transaction.dialect, raw)
+                else _row(raw, self._read)
+            )
         except Exception as error:
             self._notice(transaction, error)
             raise
@@ -187,30 +199,47 @@ class ProofReader:
         except Exception:  # noqa: BLE001 - the statement succeeded; its transaction only stays unproven
             internal_error("the id of a transaction")
 
-    def _ask_libpq(self, raw: Any) -> tuple[Any, ...]:
-        """By libpq's own call, which waits for the server without Python: half of what a cursor costs."""
+    def _ask_libpq(self, transaction: Transaction, raw: Any) -> tuple[Any, ...] | None:
+        """By libpq's own calls, which wait for the server without Python: half of what a cursor costs.
+
+        Behind a savepoint, in the same message, so that a refusal does not end the transaction.
+        """
         from psycopg import errors, pq  # it is there: the connection is one of its
 
-        if raw.pgconn.pipeline_status != pq.PipelineStatus.OFF:
+        pgconn = raw.pgconn
+        if pgconn.pipeline_status != pq.PipelineStatus.OFF:
             return _row(raw, self._read)  # type: ignore[no-any-return]
-        result = raw.pgconn.exec_(self._read_bytes)
-        if result.status != pq.ExecStatus.TUPLES_OK:
-            if raw.closed:  # as psycopg's own cursor says it
-                raise errors.OperationalError(result.get_error_message())
-            raise errors.error_from_result(result, raw.info.encoding)
-        return (result.get_value(0, 0),)
+        pgconn.send_query(self._guarded)
+        row, failed = None, None
+        while (result := pgconn.get_result()) is not None:
+            if result.status == pq.ExecStatus.TUPLES_OK:
+                row = (result.get_value(0, 0),)
+            elif result.status != pq.ExecStatus.COMMAND_OK:
+                failed = result
+        if failed is None:
+            return row
+        if raw.closed:  # as psycopg's own cursor says it
+            raise errors.OperationalError(failed.get_error_message())
+        error = errors.error_from_result(failed, raw.info.encoding)
+        if pgconn.exec_(_GO_BACK).status != pq.ExecStatus.COMMAND_OK:
+            raise error
+        self._notice(transaction, error, survived=True)
+        return None
 
-    def _notice(self, transaction: Transaction, error: Exception) -> None:
-        """If EXECUTE was revoked after the probe, that ended this transaction; it is to end no other."""
+    def _notice(self, transaction: Transaction, error: Exception, *, survived: bool = False) -> None:
+        """If EXECUTE was revoked after the probe, that is to end no other transaction than this one."""
         code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
         cluster = transaction.cluster
         if cluster is None or code != _DENIED or _FUNCTION not in str(error):
             return
+        if self._refused(cluster):
+            return  # another thread has noticed meanwhile
         self._refusals[cluster.system, cluster.database] = cluster.refusals + 1
         _logger.error(
-            "otel_activity: a transaction failed because EXECUTE on %s was revoked while its connection was "
+            "otel_activity: %s EXECUTE on %s was revoked while its connection was "
             "open; transactions on other open connections are not proven from here on; grant it again, or "
             "set OTEL_ACTIVITY_COMMIT_PROOF=off",
+            "a transaction is not proven because" if survived else "a transaction failed because",
             _FUNCTION,
         )
 

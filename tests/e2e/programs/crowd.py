@@ -1,0 +1,45 @@
+"""Four threads commit until the program is killed, each on a connection of its own; errors are printed."""
+
+import os
+import threading
+
+from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Task(Base):
+    __tablename__ = "task"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+engine = create_engine(os.environ["DATABASE_URL"], pool_size=4)
+THREADS = 4
+ready = threading.Barrier(THREADS + 1)
+
+
+def work() -> None:
+    for number in range(1 << 30):
+        try:
+            with Session(engine) as session:
+                task = Task(name=f"task {number}")
+                session.add(task)
+                session.flush()
+                task.name = "renamed"
+                session.commit()
+        except DBAPIError as error:
+            print("program failed", type(error.orig).__name__, flush=True)
+        if number == 0:
+            ready.wait()
+
+
+for _ in range(THREADS):
+    threading.Thread(target=work, daemon=True).start()
+ready.wait()
+print("program runs", flush=True)
+threading.Event().wait()
