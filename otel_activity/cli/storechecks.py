@@ -25,6 +25,8 @@ __all__ = ["outbox_check", "store_checks"]
 
 CLOCK_LIMIT: Final = 2.0
 """Seconds that two clocks may differ: more, and the order of events of two machines misleads."""
+LATE: Final = 10.0
+"""Seconds after which nobody seems to empty an outbox: a process that does looks every second."""
 OLDEST_SERVER: Final = 15
 APPLY: Final = "run `otel-activity schema apply`"
 
@@ -70,7 +72,15 @@ def outbox_check(settings: Settings) -> Check:
     if not facts.can_insert:
         text = f"{facts.role} may not write into {schema}.outbox of {facts.database}"
         return Check("outbox", Level.WARN, text, "grant INSERT on it to the application's role")
-    return Check("outbox", Level.OK, f"{schema}.outbox in {facts.database}")
+    text = f"{schema}.outbox in {facts.database}"
+    if not facts.waiting:
+        return Check("outbox", Level.OK, text if facts.waiting is None else f"{text}, empty")
+    age = facts.oldest or 0.0
+    text = f"{text}: {many(facts.waiting, 'event')} not delivered yet, the oldest for {_age(age)}"
+    if age < LATE:
+        return Check("outbox", Level.OK, text)
+    fix = "start the service, which delivers them, or run `otel-activity relay --outbox DSN`"
+    return Check("outbox", Level.WARN, text, fix)
 
 
 def _server(server: Server, dsn: str) -> Iterator[Check]:

@@ -70,12 +70,16 @@ class OutboxFacts(NamedTuple):
         database: its name.
         exists: whether there is one.
         can_insert: whether the role may write into it.
+        waiting: events in it that nobody has delivered yet; None when the role may not look.
+        oldest: seconds that the first of them has waited; None when there is none.
     """
 
     role: str
     database: str
     exists: bool
     can_insert: bool
+    waiting: int | None = None
+    oldest: float | None = None
 
 
 def outbox_facts(dsn: str, schema: str = "activity") -> OutboxFacts:
@@ -87,10 +91,13 @@ def outbox_facts(dsn: str, schema: str = "activity") -> OutboxFacts:
     with closing(connect(dsn)) as connection:
         try:
             query = statement("outbox_facts", schema)
-            (row,) = connection.execute(query, {"schema": schema}).fetchall()
+            ((*facts, can_select),) = connection.execute(query, {"schema": schema}).fetchall()
+            waiting: Sequence[Any] = ()
+            if can_select:
+                (waiting,) = connection.execute(statement("outbox_waiting", schema)).fetchall()
         except psycopg.Error as error:
             raise store_failure(error, schema) from error
-    return OutboxFacts(*row)
+    return OutboxFacts(*facts, *waiting)
 
 
 class PostgresOutbox:

@@ -155,6 +155,22 @@ def test_variables_that_nothing_reads_are_named(monkeypatch: pytest.MonkeyPatch)
         assert examine(**quiet)[1]["telemetry"]["status"] == "ok"
 
 
+def test_events_that_wait_in_the_outbox_are_counted(store_dsn: str) -> None:
+    """What nobody has taken out is not in the store: a few moments are normal, more is worth a warning."""
+    settings = {"OTEL_ACTIVITY_DELIVERY": "strict", "OTEL_ACTIVITY_PROOF_DSN": store_dsn}
+    apply_outbox(store_dsn)
+    assert examine(store_dsn, **settings)[1]["outbox"]["message"].endswith("empty")
+    insert = "INSERT INTO activity.outbox (id, event, resource) VALUES (gen_random_uuid(), '1', '{}')"
+    with psycopg.connect(store_dsn, autocommit=True) as connection:
+        connection.execute(insert)
+        row = examine(store_dsn, **settings)[1]["outbox"]
+        assert (row["status"], "1 event not delivered yet" in row["message"]) == ("ok", True)
+        connection.execute("UPDATE activity.outbox SET time = time - interval '1 hour'")
+    row = examine(store_dsn, **settings)[1]["outbox"]
+    assert (row["status"], "the oldest for 60 min" in row["message"]) == ("warn", True)
+    assert "relay --outbox" in row["fix"]
+
+
 def test_best_effort_by_default_still_checks_the_journal_that_rules_need(store_dsn: str) -> None:
     """Only a service that asks for nothing better has none."""
     best = {"OTEL_ACTIVITY_DELIVERY": "best_effort"}
