@@ -40,8 +40,8 @@ def _sum_up(examined: Examined, since: datetime, open_ones: int) -> None:
     note(f"since {_moment(since)}: {looked_at}; {found}")
     if examined.silent:
         note(
-            f"{examined.silent} of the streams without beats: a lost end would not show, and a journal that "
-            "was taken over may look like a hole; set OTEL_ACTIVITY_HEARTBEAT=60 in the service"
+            f"{examined.silent} of the streams without beats: a lost end of theirs would not show; "
+            "set OTEL_ACTIVITY_HEARTBEAT=60 in the service"
         )
 
 

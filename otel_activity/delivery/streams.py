@@ -9,11 +9,11 @@ from otel_activity import semconv
 from otel_activity.delivery.gaps import evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from otel_activity.events import Event
 
-__all__ = ["Heartbeat", "taken_over"]
+__all__ = ["Heartbeat", "repeated", "taken_over"]
 
 
 class Heartbeat:
@@ -59,6 +59,33 @@ class Heartbeat:
 def taken_over(stream: str, count: int, interval: float) -> Event:
     """The stream of a dead process ends: what it had not delivered are the `count` events before this."""
     return _record(semconv.STREAM_CLOSED, stream, interval, {semconv.STREAM_TAKEN_OVER: count})
+
+
+def repeated(events: Sequence[Event], count: int) -> Event | None:
+    """Some of a batch was in the store before, under other places: those that it came with stay empty.
+
+    So it is after a process was killed, when another one delivers what had arrived and was not noted down.
+
+    Args:
+        events: the batch.
+        count: how many of them were there.
+
+    Returns:
+        None when they are not places of one stream.
+    """
+    places = [event.attributes.get(semconv.SEQUENCE) for event in events]
+    streams = {event.attributes.get(semconv.STREAM_ID) for event in events}
+    numbers = [place for place in places if isinstance(place, int)]
+    (stream, *others) = streams
+    if others or not isinstance(stream, str) or len(numbers) < len(places):
+        return None
+    attributes = {
+        semconv.STREAM_SUBJECT: stream,
+        semconv.STREAM_REPEATED_COUNT: count,
+        semconv.STREAM_REPEATED_FIRST: min(numbers),
+        semconv.STREAM_REPEATED_LAST: max(numbers),
+    }
+    return evidence(semconv.STREAM_REPEATED, attributes)
 
 
 def _record(name: str, stream: str, interval: float, more: Mapping[str, Any] | None = None) -> Event:

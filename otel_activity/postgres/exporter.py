@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import psycopg
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
+from otel_activity.delivery.streams import repeated
 from otel_activity.errors import StoreUnavailable
 from otel_activity.postgres import schema as store_schema
 from otel_activity.postgres.connection import APPLICATION_NAME, CONNECT_TIMEOUT, connect
@@ -69,6 +70,7 @@ class PostgresEventExporter:
         self._closed = threading.Event()
         self.last_result = WriteResult(0, 0, 0)
         """What became of the last batch that was delivered; for counters."""
+        self._doubtful: frozenset[str] = frozenset()
         self.quarantined = 0
         """Records that the server refused for what they contain, so far; sent twice, they count twice."""
 
@@ -80,7 +82,27 @@ class PostgresEventExporter:
                 stored. Sending it again is always right.
             StoreRefused: the server answered and refuses; the message names the fix.
         """
-        self._in_portions(events, lambda writer, part: writer.write(part, resource))
+        try:
+            self._in_portions(events, lambda writer, part: self._write_events(writer, part, resource))
+        except BaseException:
+            # It may be stored all the same. Sent again it has the same places, and leaves none of them empty.
+            self._doubtful = frozenset(event.id for event in events)
+            raise
+        self._doubtful = frozenset()
+
+    def _write_events(
+        self, writer: EventWriter, events: Sequence[Event], resource: ResourceInfo
+    ) -> WriteResult:
+        """Write a batch, and what explains the places that stay empty because the store had some of it."""
+        result = writer.write(events, resource)
+        if result.duplicates:
+            before = result.duplicates - sum(event.id in self._doubtful for event in events)
+            record = repeated(events, before) if before > 0 else None
+            if record is not None:
+                refused = writer.refused
+                writer.write([record], resource)
+                writer.refused = refused
+        return result
 
     def export_rows(self, rows: Sequence[Row], resources: Mapping[str, ResourceInfo]) -> list[Row]:
         """Store rows of any number of resources, as `export` does events of one.

@@ -91,6 +91,15 @@ class Examined:
     silent: int
 
 
+@dataclass
+class _Repeated:
+    """A batch of which some events were in the store before: places, and how many of them are not used up."""
+
+    first: int
+    last: int
+    left: int
+
+
 class _Explanations:
     """What the store itself says about missing places."""
 
@@ -103,6 +112,7 @@ class _Explanations:
         }
         self._ranges: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         self._unplaced: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        self._repeated: dict[str, list[_Repeated]] = defaultdict(list)
         self.ended: set[str] = set()
         for row in self.losses:
             self._loss(row["attributes"], subject_of(row))
@@ -112,6 +122,12 @@ class _Explanations:
                 text = f"taken over from stream {said[semconv.STREAM_SUBJECT]}, which had stored them"
                 end = row["sequence"] - 1
                 self.add(str(row["stream"]), end - said[semconv.STREAM_TAKEN_OVER] + 1, end, text)
+            elif row["name"] == semconv.STREAM_REPEATED:
+                said = row["attributes"]
+                first, last = said[semconv.STREAM_REPEATED_FIRST], said[semconv.STREAM_REPEATED_LAST]
+                self._repeated[subject_of(row)].append(
+                    _Repeated(first, last, said[semconv.STREAM_REPEATED_COUNT])
+                )
 
     def _loss(self, said: dict[str, Any], stream: str) -> None:
         reason, count = said[semconv.GAP_REASON], said[semconv.GAP_COUNT]
@@ -141,6 +157,21 @@ class _Explanations:
             at = end + 1
         if at <= last:
             yield at, last, None
+
+    def repeats(self, stream: str, first: int, last: int) -> str | None:
+        """Whether a whole hole is places of events that were stored before; each counts once."""
+        at = first
+        used: list[tuple[_Repeated, int]] = []
+        for batch in sorted(self._repeated[stream], key=lambda batch: batch.first):
+            end = min(last, batch.last)
+            if batch.first <= at <= end and batch.left >= end - at + 1:
+                used.append((batch, end - at + 1))
+                at = end + 1
+        if at <= last:
+            return None
+        for batch, count in used:
+            batch.left -= count
+        return "sent again after they had been stored under other places"
 
     def unplaced(self, stream: str, count: int) -> str | None:
         """What explains `count` missing events of a stream whose places nobody knows; used up by that."""
@@ -257,7 +288,9 @@ class _Search:
                     first=first,
                     last=last,
                     count=count,
-                    explanation=text or explained.unplaced(stream, count),
+                    explanation=text
+                    or explained.repeats(stream, first, last)
+                    or explained.unplaced(stream, count),
                 )
 
     def _suspect(self, row: Row) -> bool:

@@ -105,10 +105,11 @@ def rows(world: World) -> set[int]:
 
 
 def events(world: World) -> list[tuple[str, int, str]]:
-    """Name, row and fate of each stored event."""
+    """Name, row and fate of each stored event that is about the program, and not about its stream."""
     with psycopg.connect(world.store) as connection:
         return connection.execute(
-            "SELECT name, entity_id::int, attributes ->> 'activity.commit' FROM activity.events"
+            "SELECT name, entity_id::int, attributes ->> 'activity.commit' FROM activity.events "
+            "WHERE name NOT LIKE 'activity.stream.%'"
         ).fetchall()
 
 

@@ -72,10 +72,12 @@ def session(dsn: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
 
 
 def stored(dsn: str, schema: str = "activity") -> dict[str, Event]:
-    """All events in the table, by id."""
+    """All events in the table, by id, but for what an exporter itself notes there."""
     with session(dsn) as connection:
         rows = connection.execute(
-            psycopg.sql.SQL("SELECT * FROM {}.events").format(psycopg.sql.Identifier(schema))
+            psycopg.sql.SQL("SELECT * FROM {}.events WHERE name <> 'activity.stream.repeated'").format(
+                psycopg.sql.Identifier(schema)
+            )
         )
         return {str(row["id"]): event_from_row(row) for row in rows}
 

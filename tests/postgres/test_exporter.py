@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import pytest
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from psycopg.conninfo import make_conninfo
 
+from otel_activity import semconv
 from otel_activity.errors import ExportError, StoreRefused, StoreUnavailable
 from otel_activity.postgres import schema
 from otel_activity.postgres.exporter import PostgresEventExporter
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_activity.embedded import EmbeddedPostgres
+    from otel_activity.events import Event
     from otel_activity.ports import EventExporter
 
 PATIENCE = 30.0
@@ -54,6 +57,55 @@ def test_events_arrive(store_dsn: str) -> None:
         assert exporter.last_result == WriteResult(0, 20, 0)
     assert stored(store_dsn) == {event.id: event for event in events}
     assert exporter.name == "postgres"
+
+
+def in_stream(stream: str, events: list[Event]) -> list[Event]:
+    """The same events as another process sends them: with places of its own."""
+    for place, event in enumerate(events, 1):
+        event.attributes |= {semconv.STREAM_ID: stream, semconv.SEQUENCE: place}
+    return events
+
+
+def repeats(dsn: str) -> list[tuple[str, int, int, int]]:
+    """What was noted of batches that were there already: stream, count, first and last place."""
+    with session(dsn) as connection:
+        rows = connection.execute(
+            "SELECT attributes FROM activity.events WHERE name = 'activity.stream.repeated'"
+        ).fetchall()
+    names = (
+        semconv.STREAM_SUBJECT,
+        semconv.STREAM_REPEATED_COUNT,
+        semconv.STREAM_REPEATED_FIRST,
+        semconv.STREAM_REPEATED_LAST,
+    )
+    return [tuple(row["attributes"][name] for name in names) for row in rows]  # type: ignore[misc]  # four
+
+
+def test_what_another_process_had_stored_is_noted(store_dsn: str) -> None:
+    """The places that a batch came with stay empty for events that were there: a record says how many."""
+    dead, heir = str(uuid.uuid4()), str(uuid.uuid4())
+    events = make_events(5)
+    with closing(PostgresEventExporter(store_dsn)) as exporter:
+        exporter.export(in_stream(dead, events[:3]), RESOURCE)
+    assert repeats(store_dsn) == []
+    with closing(PostgresEventExporter(store_dsn)) as exporter:
+        exporter.export(in_stream(heir, events), RESOURCE)
+        assert exporter.last_result == WriteResult(2, 3, 0)
+    assert repeats(store_dsn) == [(heir, 3, 1, 5)]
+
+
+def test_a_batch_that_is_sent_again_by_itself_leaves_no_place_empty(store_dsn: str) -> None:
+    """Nobody saw whether the first attempt was stored: the second has the same places and needs no record."""
+    events = in_stream(str(uuid.uuid4()), make_events(3))
+    with closing(PostgresEventExporter(store_dsn)) as other:
+        other.export(events, RESOURCE)  # what the server did with the attempt that nobody saw the end of
+    with closing(PostgresEventExporter(store_dsn, schema="nowhere")) as exporter:
+        with pytest.raises(StoreRefused):
+            exporter.export(events, RESOURCE)
+        exporter._schema = "activity"
+        exporter.export(events, RESOURCE)
+        assert exporter.last_result == WriteResult(0, 3, 0)
+    assert repeats(store_dsn) == []
 
 
 def test_nothing_connects_before_the_first_export(free_port: int) -> None:

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from otel_activity import semconv
 from otel_activity.delivery.gaps import evidence
+from otel_activity.delivery.streams import repeated
 from otel_activity.postgres.writer import EventWriter
 from otel_activity.store.gaps import LOOKBACK, Kind, examine, find_gaps
 from otel_activity.store.queries import statement
@@ -117,6 +118,36 @@ def test_a_row_that_was_deleted_is_an_unexplained_hole(store_dsn: str) -> None:
     assert "2 events missing at 7 to 8" in text
     assert "27 events of 1 stream; 2 gaps found, 2 of them unexplained" in text
     assert "1 of the streams without beats" in text
+
+
+def sent_again(stream: Stream, first: int, last: int, count: int) -> Event:
+    """What the exporter stores with a batch of which the store had some before."""
+    batch = stream.events([first, last])
+    record = repeated(batch, count)
+    assert record is not None
+    record.time = record.observed = stream.at(last)
+    return record
+
+
+def test_what_was_stored_before_under_other_places_is_no_gap(store_dsn: str) -> None:
+    """The record of a batch explains as many places of it as it counts, and no more."""
+    stream = Stream()
+    store(store_dsn, stream.events([*range(1, 4), 8, *range(12, 30)]))
+    store(store_dsn, [sent_again(stream, 4, 7, 4), sent_again(stream, 8, 20, 3)])
+    assert [explanation is not None for _, _, explanation in holes(store_dsn)] == [True, True]
+    with psycopg.connect(store_dsn) as connection:
+        connection.execute("DELETE FROM activity.events WHERE sequence = 15")
+    assert holes(store_dsn)[-1] == (15, 15, None)
+
+
+def test_a_hole_over_two_batches_that_were_sent_again_is_explained(store_dsn: str) -> None:
+    """A hole that begins in one batch and ends in the next needs both records."""
+    stream = Stream()
+    store(store_dsn, stream.events([1, *range(8, 30)]))
+    store(store_dsn, [sent_again(stream, 2, 5, 4)])
+    assert holes(store_dsn) == [(2, 7, None)]
+    store(store_dsn, [sent_again(stream, 6, 20, 2)])
+    assert [explanation is not None for _, _, explanation in holes(store_dsn)] == [True]
 
 
 def test_an_empty_store_is_not_called_complete(store_dsn: str) -> None:
