@@ -234,6 +234,8 @@ class DurableDelivery(Feeder):
         try:
             payload = encode_unit(held.events or [], held.proof)
             held.place = source.journal.append(PREPARED, payload, unit=True, bounded=bounded)
+            if source.journal.always:
+                self._secure_unit(source, held)
             held.source = source
         except JournalFull:
             return (
@@ -243,6 +245,22 @@ class DurableDelivery(Feeder):
         except Exception as error:  # noqa: BLE001 - a journal in trouble never reaches the application
             return f"a unit could not be journaled ({_reason(error)})"
         return None
+
+    def _secure_unit(self, source: Source, held: Held) -> None:
+        """Wait until the unit is on disk.
+
+        Raises:
+            OSError: nobody knows whether it is. It goes through memory, and its record is taken back.
+        """
+        place = held.place
+        try:
+            source.journal.secure(held.number)
+        except OSError:
+            with suppress(OSError):
+                source.journal.append(ABORTED, encode_abort(held))
+            held.place = None
+            self._ended.append(Held(0, None, 0, 0, source=source, place=place))
+            raise
 
     def committed(self, unit: Unit) -> None:
         """Mark the unit and hand it on."""
@@ -280,7 +298,7 @@ class DurableDelivery(Feeder):
 
     def _abort(self, held: Held) -> None:
         if held.source is not None:
-            self._mark(held.source, ABORTED, encode_abort(held))
+            self._secure(held.source, self._mark(held.source, ABORTED, encode_abort(held)))
             self._ended.append(held)
 
     def _release(self, held: Held) -> None:
@@ -296,7 +314,9 @@ class DurableDelivery(Feeder):
             why = "after shutdown" if self._closed else self._enter(held)
             if why is not None:
                 self.dropped += held.count
-        if held.source is None and not self._written[1]:
+        if held.source is not None:
+            self._secure(held.source, held.mark)
+        elif not self._written[1]:
             self._write_down()
         if why is not None:
             self._lost(JOURNAL_FULL, held.count)
@@ -337,6 +357,14 @@ class DurableDelivery(Feeder):
             line = f"the fate of a unit could not be journaled ({_reason(error)})"
             self._say("mark", logging.ERROR, line)
             return source.journal.last
+
+    def _secure(self, source: Source, mark: int) -> None:
+        """Wait until a mark is on disk, if that is wanted; outside of locks: many wait for one sync."""
+        try:
+            source.journal.secure(mark)
+        except OSError as error:
+            line = f"the fate of a unit could not be synced to disk ({_reason(error)})"
+            self._say("mark", logging.ERROR, line)
 
     # --- in memory alone, by choice: see `delivery.memory` -------------------------------------
 

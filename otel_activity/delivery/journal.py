@@ -7,6 +7,7 @@ unit that it belongs to.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -51,6 +52,8 @@ _LARGEST_SEGMENT: Final = 8 << 20
 """Large enough that a new file is rare, small enough to be read whole when it is adopted."""
 _WINDOW: Final = 1 << 17
 """Bytes that are read at once."""
+_MOST_UNSYNCED: Final = 100
+"""Syncs that failed and are remembered: who waited for one asks at once."""
 _WAIT: Final = 0.05
 """Seconds that background work waits for the lock: its holder may be a request that a signal handler
 interrupted, and that handler may be waiting for the background."""
@@ -213,7 +216,8 @@ class Journal:
         self._finished: dict[int, int] = {}
         self._owner = lock
         self._fsync = fsync
-        self._always = fsync == "always"
+        self.always = fsync == "always"
+        """Whether what must not be lost waits for the disk: see `secure`."""
         self._max_bytes = max_bytes
         self._segment_bytes = _LARGEST_SEGMENT
         if max_bytes is not None:
@@ -227,6 +231,10 @@ class Journal:
         self._deleted = 0
         self._dirty = False
         self._retired: list[int] = []
+        # Re-entrant, because a signal handler that commits may interrupt its owner.
+        self._syncing = threading.RLock()
+        self._synced = -1
+        self._unsynced: list[tuple[int, int]] = []
         self._reading = threading.Lock()
         self._reader: tuple[int, int] | None = None
         self._seen: tuple[int, int, bytes] | None = None
@@ -372,8 +380,6 @@ class Journal:
             done = os.write(descriptor, data)
             while done < size:
                 done += os.write(descriptor, data[done:])
-            if self._always:
-                _datasync(descriptor)
         except OSError:
             self._undo(descriptor)
             raise
@@ -418,10 +424,57 @@ class Journal:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
-        if self._fsync == "interval" and self._dirty:
+        if self._fsync != "never" and self._dirty:
             self._retired.append(descriptor)
         else:
             os.close(descriptor)
+
+    def secure(self, number: int) -> None:
+        """With ``always``: return when a record is on disk, for which many wait together.
+
+        The first of them syncs all that was written until then. Who comes meanwhile waits for it, and then
+        one of those syncs for all of them. So a sync that began before a record was written never counts for
+        it.
+
+        Args:
+            number: of the record.
+
+        Raises:
+            OSError: the disk refused. What a sync that failed was to cover may not be there, whatever a later
+                one says.
+        """
+        if not self.always:
+            return
+        with self._syncing:
+            if self._synced < number:
+                self._sync_all()
+            if any(first <= number <= last for first, last in self._unsynced):
+                raise OSError(errno.EIO, "what was written could not be synced")
+
+    def _sync_all(self) -> None:
+        """Sync every record there is now; called under the lock of those who sync."""
+        with self.lock:
+            last = self._next - 1
+            self._dirty = False
+            descriptors, self._retired = self._retired, []
+            if self._descriptor is not None:
+                descriptors.append(os.dup(self._descriptor))
+        if self._sync_these(descriptors) is not None:
+            self._unsynced = [*self._unsynced[-_MOST_UNSYNCED:], (self._synced + 1, last)]
+        self._synced = max(self._synced, last)
+
+    @staticmethod
+    def _sync_these(descriptors: list[int]) -> OSError | None:
+        """Sync and close them all; what went wrong, if anything did."""
+        trouble: OSError | None = None
+        for descriptor in descriptors:
+            try:
+                _datasync(descriptor)
+            except OSError as error:
+                trouble = error
+            finally:
+                os.close(descriptor)
+        return trouble
 
     def sync(self) -> None:
         """Make what was appended durable against the loss of power.
@@ -429,6 +482,11 @@ class Journal:
         Raises:
             OSError: the disk refuses.
         """
+        if self.always and self._dirty and self._syncing.acquire(timeout=_WAIT):
+            try:
+                self._sync_all()
+            finally:
+                self._syncing.release()
         if self._fsync != "interval" or not self._dirty or not self.lock.acquire(timeout=_WAIT):
             return
         try:
@@ -439,14 +497,7 @@ class Journal:
                 descriptors.append(os.dup(self._descriptor))
         finally:
             self.lock.release()
-        trouble: OSError | None = None
-        for descriptor in descriptors:
-            try:
-                _datasync(descriptor)
-            except OSError as error:
-                trouble = error
-            finally:
-                os.close(descriptor)
+        trouble = self._sync_these(descriptors)
         if trouble is not None:
             self._dirty = True
             raise trouble

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
@@ -408,6 +409,108 @@ def test_a_disk_that_refuses_costs_durability_not_the_event(
     assert ids(road) == [1, 2, 3]
     assert "could not be journaled (OSError: No space left on device)" in caplog.text
     assert delivery.metrics()["journal"]["unjournaled"] == 1
+
+
+class Disk:
+    """Stands for `fdatasync`: how far each segment was on disk when a sync that had begun before was done."""
+
+    def __init__(self) -> None:
+        self.covered: dict[int, int] = {}
+        self.syncs = 0
+        self.refuses = False
+
+    def sync(self, descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        time.sleep(0.002)  # others come meanwhile
+        self.syncs += 1
+        if self.refuses:
+            raise OSError(errno.EIO, "input/output error")
+        self.covered[found.st_ino] = max(found.st_size, self.covered.get(found.st_ino, 0))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """What the journal syncs to."""
+    made = Disk()
+    monkeypatch.setattr(journal, "_datasync", made.sync)
+    return made
+
+
+def test_who_commits_at_once_shares_a_sync_that_covers_all(world: World, disk: Disk) -> None:
+    """With `always` no record counts before the end of a sync that began after it; many share one."""
+    delivery = world.delivery(world.road(), fsync="always", max_bytes=65_536)
+    uncovered: list[int] = []
+
+    def on_disk(held: Any) -> bool:
+        segment = held.source.journal._file(held.place.segment)
+        if not segment.exists():  # delivered, and deleted
+            return True
+        return disk.covered.get(segment.stat().st_ino, 0) >= held.place.offset + held.place.length
+
+    def commit(first: int) -> None:
+        for number in range(first, first + 40):
+            made = unit(number)
+            delivery.prepare(made)
+            held = made.prepared
+            if not on_disk(held):
+                uncovered.append(number)
+            delivery.committed(made)
+            if held.source.journal._synced < held.mark:
+                uncovered.append(number)
+
+    threads = [threading.Thread(target=commit, args=(1000 * worker,)) for worker in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert uncovered == []
+    assert disk.syncs < 8 * 40  # of 640 records
+    assert flush(delivery)
+
+
+def test_a_sync_that_fails_vouches_for_nothing(world: World, disk: Disk) -> None:
+    """Its unit goes through memory, whatever a later sync says, and nobody delivers its record."""
+    stuck = world.road(down=True)
+    delivery = world.delivery(stuck, fsync="always")
+    bracket(delivery, unit(1))
+    disk.refuses = True
+    made = unit(2)
+    delivery.prepare(made)
+    assert made.prepared.source is None
+    disk.refuses = False
+    bracket(delivery, unit(3))
+    delivery.committed(made)
+    assert delivery.metrics()["journal"]["unjournaled"] == 1
+    world.kill(delivery)
+    road = world.road()
+    other = world.delivery(road)
+    other.start()
+    assert flush(other)
+    assert ids(road) == [1, 3]
+
+
+def test_who_waits_for_a_sync_that_fails_hears_of_it(world: World, disk: Disk) -> None:
+    """Each of the records that it was to cover is refused, whoever ran it."""
+    made = journal.Journal.create(world.home, fsync="always", max_bytes=LARGE)
+    disk.refuses = True
+    heard: list[bool] = []
+
+    def append() -> None:
+        place = made.append(9, b"record")
+        try:
+            made.secure(place.number)
+        except OSError:
+            heard.append(True)
+
+    threads = [threading.Thread(target=append) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert heard == [True] * 8
+    disk.refuses = False
+    made.secure(made.append(9, b"record").number)
+    made.close(remove=True)
 
 
 @pytest.mark.parametrize(("fsync", "before_commit"), [("always", 1), ("interval", 0), ("never", 0)])
