@@ -255,7 +255,7 @@ def get_queue_metrics() -> dict[str, Any]:
     and ``dropped`` for each delivery class; what a receiver rejected is in none of them.
     With a journal ``outbox``: ``drained`` (events), ``trouble``; and ``journal``: ``bytes``, ``segments``,
     ``units`` (not confirmed by all), ``asked`` (whose fate the database is being asked about), ``adopted``,
-    ``unjournaled`` (events), ``lost_bytes`` and ``lost_records`` (damage found).
+    ``unjournaled`` (events), ``lost_bytes``, ``lost_records`` (damage found) and ``lost_events``.
     """
     runtime = _runtime
     return {} if runtime is None else runtime.delivery.metrics()

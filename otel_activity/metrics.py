@@ -312,6 +312,13 @@ READINGS: Final[tuple[Reading, ...]] = (
         _whole("journal", "lost_records"),
     ),
     Reading(
+        "otel_activity.journal.lost_events",
+        "counter",
+        "{event}",
+        "Events of damaged journals that are known to be lost.",
+        _whole("journal", "lost_events"),
+    ),
+    Reading(
         "otel_activity.event.unjournaled",
         "counter",
         "{event}",

@@ -101,7 +101,7 @@ SEQUENCE: Final = "activity.sequence"
 # gap: what was lost
 GAP_REASON: Final = "activity.gap.reason"
 GAP_COUNT: Final = "activity.gap.count"
-"""Events; of a damaged journal, records."""
+"""Events; with the reason ``journal unreadable``, records."""
 GAP_ESTIMATE: Final = "activity.gap.estimate"
 """True when the process was killed meanwhile: count and places are those that it had written down last."""
 GAP_FIRST: Final = "activity.gap.first"

@@ -262,13 +262,14 @@ def test_what_is_dropped_is_told_by_class(meters: Meters) -> None:
 
 def test_the_journal_is_reported_when_there_is_one(meters: Meters) -> None:
     """Without a journal its instruments say nothing, not zero."""
-    counters = {"bytes": 4096, "units": 2, "asked": 1, "lost_records": 3, "unjournaled": 5}
+    counters = {"bytes": 4096, "units": 2, "asked": 1, "lost_records": 3, "lost_events": 2, "unjournaled": 5}
     meters.instruments.watch(lambda: {"journal": counters})
     found = meters.points()
     assert found["otel_activity.journal.size"][0].value == 4096
     assert found["otel_activity.journal.units"][0].value == 2
     assert found["otel_activity.journal.asked"][0].value == 1
     assert found["otel_activity.journal.lost"][0].value == 3
+    assert found["otel_activity.journal.lost_events"][0].value == 2
     assert found["otel_activity.event.unjournaled"][0].value == 5
     meters.instruments.watch(lambda: {"waiting": 1})
     assert set(meters.points()) == {"otel_activity.event.waiting", "otel_activity.event.dropped"}

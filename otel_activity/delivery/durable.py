@@ -14,7 +14,7 @@ import uuid_utils
 from otel_activity import semconv
 from otel_activity.delivery.docket import Docket
 from otel_activity.delivery.feeder import SLICE, TICK, Feeder
-from otel_activity.delivery.gaps import DAMAGED, ENDED, JOURNAL_FULL, QUEUE_FULL, at_risk
+from otel_activity.delivery.gaps import DAMAGED, ENDED, JOURNAL_FULL, QUEUE_FULL, UNREADABLE, at_risk
 from otel_activity.delivery.holding import (
     ABORTED,
     PREPARED,
@@ -142,7 +142,7 @@ class DurableDelivery(Feeder):
         super()._reset()
         self.unjournaled = 0
         self.lost_bytes = 0
-        self.lost_records = 0
+        self.lost_records = self.lost_events = 0
         self.adopted = 0
         self._roads = [Road(lane) for lane in self.lanes]
         self._inbox: deque[Held] = deque()
@@ -637,6 +637,7 @@ class DurableDelivery(Feeder):
 
     def _unreadable(self, held: Held) -> None:
         self.lost_records += 1
+        self.lost_events += held.count
         self.dropped += held.count
         self._lost(DAMAGED, held.count, first=held.sequence or None)
         line = "otel_activity: a unit of %d events can no longer be read from the journal %s; it is lost"
@@ -803,15 +804,19 @@ class DurableDelivery(Feeder):
             )
         self.lost_bytes += losses.bytes
         self.lost_records += losses.records
+        self.lost_events += losses.events
         if losses:
-            self._lost(DAMAGED, losses.records or 1)
+            self._lost(DAMAGED, losses.events)
+            self._lost(UNREADABLE, losses.guessed)
             log_safely(
                 logging.ERROR,
-                "otel_activity: the journal %s is damaged: %d bytes are unreadable; %s%d records are lost",
+                "otel_activity: the journal %s is damaged: %d bytes are unreadable; %s%d records are lost, "
+                "and %d events for certain",
                 path,
                 losses.bytes,
                 "at least " if losses.tail else "",
                 losses.records,
+                losses.events,
             )
 
     # --- the end -----------------------------------------------------------------------------
@@ -954,6 +959,7 @@ class DurableDelivery(Feeder):
                 "unjournaled": self.unjournaled,
                 "lost_bytes": self.lost_bytes,
                 "lost_records": self.lost_records,
+                "lost_events": self.lost_events,
             },
         }
 

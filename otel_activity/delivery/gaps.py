@@ -22,6 +22,7 @@ __all__ = [
     "NOT_ENCODED",
     "QUEUE_FULL",
     "REJECTED",
+    "UNREADABLE",
     "GapLog",
     "at_risk",
     "evidence",
@@ -32,6 +33,8 @@ JOURNAL_FULL: Final = "journal full"
 NOT_ENCODED: Final = "not encoded"
 REJECTED: Final = "rejected"
 DAMAGED: Final = "journal damaged"
+UNREADABLE: Final = "journal unreadable"
+"""Records of a damaged journal of which nobody knows what they were: transactions, marks, confirmations."""
 ENDED: Final = "process ended"
 
 _QUIET: Final = 1.0
@@ -174,7 +177,7 @@ class GapLog:
 
         Args:
             reason: why, low-cardinality.
-            count: events; of a damaged journal, records.
+            count: events; with `UNREADABLE`, records.
             exporter: the one that did not get them; None when nobody did.
             first: place in the stream of the first of them, if they had one.
         """

@@ -98,7 +98,10 @@ class _Changes(msgspec.Struct, gc=False):
 
 
 class _Released(msgspec.Struct, array_like=True):
-    """A release: the fate, why it is not known, and how many events go out if not all do."""
+    """A release: the fate, why it is not known, and how many events go out.
+
+    An older version wrote the number only where it was not that of the unit.
+    """
 
     commit: str
     error: str | None = None
@@ -117,6 +120,10 @@ _decode_cursors = msgspec.json.Decoder(dict[str, int]).decode
 
 _CHANGES_KEY: Final = f'"{semconv.CHANGES}":'.encode()
 _RELEASED_REPORTED: Final = _encode(_Released(_REPORTED))
+"""What a release was until its count was written with it."""
+_MOST_USUAL: Final = 256
+_USUAL: Final = {count: _encode(_Released(_REPORTED, None, count)) for count in range(1, _MOST_USUAL + 1)}
+_USUAL_COUNTS: Final = {text: count for count, text in _USUAL.items()}
 
 
 def encode_unit(events: list[Event], proof: Proof | None = None) -> bytes:
@@ -191,9 +198,10 @@ def encode_losses(events: Sequence[Event]) -> bytes:
 def encode_release(held: Held) -> bytes:
     """The payload of a release."""
     if held.commit == _REPORTED and held.error is None:
-        return _NUMBER.pack(held.number) + _RELEASED_REPORTED
-    count = held.count if held.commit == ROLLED_BACK else None
-    return _NUMBER.pack(held.number) + _encode(_Released(held.commit, held.error, count))
+        usual = _USUAL.get(held.count)
+        if usual is not None:
+            return _NUMBER.pack(held.number) + usual
+    return _NUMBER.pack(held.number) + _encode(_Released(held.commit, held.error, held.count))
 
 
 def encode_abort(held: Held) -> bytes:
@@ -466,18 +474,24 @@ def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[s
     waiting: dict[int, Held] = {}
     released: list[Held] = []
     cursors: dict[str, int] = {}
+    widowed: list[Record] = []
     for record, segment in journal.recover(losses):
         if record.kind == PREPARED:
             waiting[record.number] = _prepared(record, segment, source, len(exporters))
         elif record.kind in (RELEASED, ABORTED):
-            held = waiting.pop(_NUMBER.unpack_from(record.payload)[0], None)
-            if held is not None and record.kind == RELEASED:
+            (number,) = _NUMBER.unpack_from(record.payload)
+            held = waiting.pop(number, None)
+            if held is None:
+                if losses.lacks(number):
+                    widowed.append(record)
+            elif record.kind == RELEASED:
                 released.append(_released(held, record))
         elif record.kind == CONFIRMED:
             cursors.update(_decode_cursors(record.payload))
     named = _named_exporters(journal)
     theirs = {*named, *cursors}.difference(given_up)
     absent = sorted(theirs.difference(exporters))
+    _account(losses, widowed, cursors, theirs or exporters)
     source.resume({name: cursors[name] for name in absent if name in cursors})
     for held in released:
         held.elsewhere = any(cursors.get(name, -1) < held.mark for name in absent)
@@ -543,9 +557,35 @@ def _prepared(record: Record, segment: int, source: Source, lanes: int) -> Held:
     return Held(count, None, lanes, lanes, None, source, place)
 
 
+def _is_usual(release: bytes) -> bool:
+    """Whether a release is of a whole unit that was committed."""
+    return release in _USUAL_COUNTS or release == _RELEASED_REPORTED
+
+
+def _count_in(record: Record) -> int | None:
+    """How many events a release lets out; None when it does not say so."""
+    usual = _USUAL_COUNTS.get(record.payload[_NUMBER.size :])
+    return usual or _decode_release(memoryview(record.payload)[_NUMBER.size :]).count
+
+
+def _account(
+    losses: Losses, marks: Sequence[Record], cursors: dict[str, int], exporters: Collection[str]
+) -> None:
+    """Tell from the marks of units that are missing which events are lost."""
+    for mark in marks:
+        count = 0
+        if mark.kind == RELEASED and any(cursors.get(name, -1) < mark.number for name in exporters):
+            found = _count_in(mark)
+            if found is None:
+                continue
+            count = found
+        losses.events += count
+        losses.named += 1
+
+
 def _released(held: Held, record: Record) -> Held:
     held.mark = record.number
-    if record.payload[_NUMBER.size :] == _RELEASED_REPORTED:  # most are, and a text for each takes room
+    if _is_usual(record.payload[_NUMBER.size :]):  # most are, and a text for each takes room
         held.commit = _REPORTED
         return held
     release = _decode_release(memoryview(record.payload)[_NUMBER.size :])

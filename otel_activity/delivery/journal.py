@@ -88,12 +88,17 @@ class Losses:
         records: missing numbers between records that were read.
         tail: more records may be missing at the very end, where no number tells.
         torn: bytes of writes that were interrupted.
+        events: that are known to be lost, because a record that was read names them.
+        named: records among the missing ones that nobody needs to guess about.
     """
 
     bytes: int = 0
     records: int = 0
     tail: bool = False
     torn: int = 0
+    events: int = 0
+    named: int = 0
+    _missing: list[range] = field(default_factory=list, repr=False)
     _expected: int | None = field(default=None, repr=False)
 
     def __bool__(self) -> bool:
@@ -112,7 +117,17 @@ class Losses:
     def _count(self, number: int) -> None:
         if self._expected is not None and number > self._expected:
             self.records += number - self._expected
+            self._missing.append(range(self._expected, number))
             self.tail = False
+
+    def lacks(self, number: int) -> bool:
+        """Whether a record is missing that others stand around; not one of a segment that was deleted."""
+        return any(number in gap for gap in self._missing)
+
+    @property
+    def guessed(self) -> int:
+        """Records of which nobody knows what they were; at least one where only bytes are missing."""
+        return self.records - self.named if self.records else int(self.bytes > 0)
 
     def damaged(self, damage: Damage) -> None:
         """Bytes were skipped."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from otel_activity import semconv
 from otel_activity.delivery import DurableDelivery, GapLog, Heartbeat, QueuedDelivery
 from otel_activity.delivery.notes import leave
+from otel_activity.delivery.records import Record, scan
 from tests.delivery.test_durable import World, bracket, world
 from tests.delivery.test_queued import Broken, Road, road, unit, wait_for
 
@@ -354,23 +355,69 @@ def test_a_process_without_a_journal_notes_what_it_is_losing(road: Road, tmp_pat
     assert second.finish()
 
 
-def test_a_damaged_journal_leaves_a_gap(world: World) -> None:
-    """Records that can no longer be read are counted by who takes the journal over."""
-    stuck = world.road(down=True)
-    delivery = durable(world, stuck)
-    for number in range(9):
-        bracket(delivery, unit(number))
+def damaged(world: World, hit: int) -> tuple[DurableDelivery, list[tuple[str, int]], list[str]]:
+    """Nine transactions of three events; the record of one number is damaged, and the journal is taken over.
+
+    Returns who took over, reason and count of each gap, and the fate of each event.
+    """
+    delivery = durable(world, world.road(down=True))
+    for number in range(0, 27, 3):
+        bracket(delivery, unit(number, number + 1, number + 2))
     world.kill(delivery)
     (segment,) = world.segments()
     data = bytearray(segment.read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    (record,) = [one for one in scan(bytes(data)) if isinstance(one, Record) and one.number == hit]
+    data[(record.start + record.end) // 2] ^= 0xFF
     segment.write_bytes(data)
     road = world.road()
     other = durable(world, road)
     other.start()
     flushed(other)
-    assert gaps(road) == [("journal damaged", other.lost_records)]
-    assert other.lost_records == 1
+    fates = [event.attributes[semconv.COMMIT] for event in road.taken if event.name != semconv.GAP]
+    return other, gaps(road), fates
+
+
+def test_a_damaged_journal_leaves_a_gap(world: World) -> None:
+    """A transaction that cannot be read, and whose mark can, is counted in events."""
+    heir, said, fates = damaged(world, 8)
+    assert said == [("journal damaged", 3)]
+    assert fates == ["reported"] * 24
+    assert (heir.lost_records, heir.lost_events) == (1, 3)
+
+
+def test_a_damaged_mark_costs_no_event(world: World) -> None:
+    """Its transaction is there, of an unknown fate; what the record was nobody can tell."""
+    heir, said, fates = damaged(world, 9)
+    assert said == [("journal unreadable", 1)]
+    assert sorted(fates) == ["reported"] * 24 + ["unknown"] * 3
+    assert (heir.lost_records, heir.lost_events) == (1, 0)
+
+
+def test_what_all_exporters_had_is_not_counted_as_lost(world: World) -> None:
+    """A transaction that was confirmed, or rolled back, may be damaged: nothing is lost."""
+    road = world.road()
+    delivery = durable(world, road)
+    delivery.prepare(gone := unit(1))
+    delivery.aborted(gone)
+    bracket(delivery, unit(2))
+    bracket(delivery, unit(3))
+    flushed(delivery)
+    road.down = True
+    bracket(delivery, unit(4))
+    world.kill(delivery)
+    (segment,) = world.segments()
+    data = bytearray(segment.read_bytes())
+    for record in list(scan(bytes(data))):
+        if isinstance(record, Record) and record.number in (0, 2):
+            data[record.end - 1] ^= 0xFF
+    segment.write_bytes(data)
+    heir = world.road()
+    other = durable(world, heir)
+    other.start()
+    flushed(other)
+    assert gaps(heir) == []
+    assert (other.lost_records, other.lost_events) == (2, 0)
+    assert [event.id for event in heir.taken] == ["4"]
 
 
 def test_losses_of_one_window_are_one_event() -> None:
