@@ -27,7 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("otel_activity.cli.demo:demo", "Run the example application, audited, and watch its events."),
     "doctor": ("otel_activity.cli.doctor:doctor", "Check the installation, the settings and the store."),
     "schema": ("otel_activity.cli.schema:schema", "Create, upgrade and inspect the store's tables."),
-    "relay": ("otel_activity.cli.relay:relay", "Deliver what dead processes left in their journals."),
+    "relay": ("otel_activity.cli.relay:relay", "Deliver what dead processes left in journals or an outbox."),
     "search": ("otel_activity.cli.search:search", "Find events, newest first."),
     "history": ("otel_activity.cli.history:history", "Show what happened to one entity."),
     "receive": ("otel_activity.cli.receive:receive", "Receive events as OTLP, and store them."),

@@ -41,7 +41,7 @@ def _sum_up(examined: Examined, since: datetime, open_ones: int) -> None:
     if examined.silent:
         note(
             f"{examined.silent} of the streams without beats: a lost end of theirs would not show; "
-            "set OTEL_ACTIVITY_HEARTBEAT=60 in the service"
+            "set OTEL_ACTIVITY_HEARTBEAT=60 in the service (a relay needs none)"
         )
 
 

@@ -39,8 +39,9 @@ def schema() -> None:
 @json_option
 @store_options
 def apply(dsn: str | None, schema: str, months_ahead: int, outbox: str | None, as_json: bool) -> None:
-    """Bring the tables to this version, and make the coming months' partitions.
+    """Make or migrate the tables, and partitions ahead.
 
+    Brings them to the version of this program, with partitions for the coming months.
     Doing it again changes nothing. The user must be allowed to create the tables.
     """
     if outbox is not None:
@@ -62,7 +63,10 @@ def apply(dsn: str | None, schema: str, months_ahead: int, outbox: str | None, a
 @store_options
 @click.pass_context
 def status(ctx: click.Context, dsn: str | None, schema: str, as_json: bool) -> None:
-    """Compare the tables with this version; exit status 1 unless they fit. Changes nothing."""
+    """Compare the tables with this version.
+
+    The exit status is 1 unless they fit. Changes nothing.
+    """
     state = store_schema.status(require_dsn(dsn), schema)
     if as_json:
         say(json_line(_status_json(state)))
@@ -80,8 +84,9 @@ def status(ctx: click.Context, dsn: str | None, schema: str, as_json: bool) -> N
 @click.option("--reader", multiple=True, metavar="ROLE", help="Role that searches; may be repeated.")
 @store_options
 def sql(dsn: str | None, schema: str, grants: bool, writer: tuple[str, ...], reader: tuple[str, ...]) -> None:
-    """Print the SQL that makes the tables, for those who run it themselves.
+    """Print the SQL of the tables and grants.
 
+    For those who run it themselves.
     With --writer and --reader it also grants these roles what they need and no more. Needs no database.
     """
     if grants and not (writer or reader):

@@ -732,7 +732,7 @@ class DurableDelivery(Feeder):
             self._foreign.add(journal.path)
             count += self._adopt(journal)
         if count:
-            line = "otel_activity: %d events that dead processes left in %s are delivered now"
+            line = "otel_activity: %d events that dead processes left in %s are taken over, for delivery here"
             log_safely(logging.WARNING, line, count, home)
 
     def _adopt(self, journal: Journal) -> int:

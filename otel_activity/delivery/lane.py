@@ -241,7 +241,8 @@ class Lane:
             self._changed.notify_all()
         if recovered:
             self._said.clear()
-            log_safely(logging.INFO, "otel_activity: %s takes events again", self.name)
+            # As loud as the trouble: who saw that begin, without any logging set up, is to see it end.
+            log_safely(logging.WARNING, "otel_activity: %s takes events again", self.name)
 
     def settle(self, count: int) -> None:
         """Count events that left in the order in which they entered."""

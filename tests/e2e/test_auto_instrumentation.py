@@ -229,7 +229,7 @@ def test_a_store_that_is_down_does_not_stop_the_program(world: World, delivery: 
 
 
 def test_events_wait_for_a_schema_that_comes_late(world: World, postgres_server: Server) -> None:
-    """A store without schema refuses; once somebody applies it, what waited is stored."""
+    """A store without schema refuses; once somebody applies it, what waited is stored. Both are said."""
     late = postgres_server.create_database("late_schema")
     try:
         process = world.start("python", "plain.py", "wait", OTEL_ACTIVITY_POSTGRES_DSN=late)
@@ -238,6 +238,7 @@ def test_events_wait_for_a_schema_that_comes_late(world: World, postgres_server:
                 assert "otel-activity schema apply" in line
                 break
         schema.apply(late)
+        assert any("postgres takes events again" in line for line in lines(process))
         world.store, kept = late, world.store
         wait_until_stored(world, 7)
         assert world.stored() == EXPECTED

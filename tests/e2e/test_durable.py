@@ -67,6 +67,7 @@ def test_an_exit_without_any_end_loses_nothing(durable: World, tmp_path: Path) -
     process = durable.start("python", "loop.py", "0")
     output, _ = process.communicate(timeout=60)
     assert "48 events that dead processes left" in output
+    assert "are taken over" in output
     assert unexplained(durable) == NOTHING
     assert {fate for _, _, fate in events(durable)} == {"reported"}
     assert journals(tmp_path) == []
