@@ -17,6 +17,8 @@ OPEN: Final = "open"
 """It failed again and again: nothing is sent until the pause is over."""
 HALF_OPEN: Final = "half-open"
 """The pause is over, and one batch probes it."""
+_random: Final = random.SystemRandom().random
+"""Not the module's own: an application may have seeded that, and forked workers share its state."""
 _TRIPS: Final = 3
 """Failures in a row that open a breaker; fewer are a hiccup, as of a connection that a server closed."""
 
@@ -41,7 +43,7 @@ class Backoff:
         """Seconds to wait, without end."""
         wait = self.first
         while True:
-            yield wait * (1 - self.jitter * random.random())
+            yield wait * (1 - self.jitter * _random())
             wait = min(self.most, wait * self.factor)
 
 

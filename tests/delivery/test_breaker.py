@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from otel_activity.delivery import Backoff, Breaker, Lane
@@ -132,3 +134,14 @@ def test_a_child_has_a_breaker_of_its_own() -> None:
         breaker.failed()
     breaker.after_fork()
     assert (breaker.state, breaker.failures) == ("closed", 0)
+
+
+def test_the_jitter_takes_nothing_from_the_random_numbers_of_the_application() -> None:
+    """A program that has seeded `random` gets the same numbers while an exporter is tried again."""
+    random.seed(7)
+    expected = random.random()
+    random.seed(7)
+    waits = list(islice(Backoff(first=1.0, most=1.0, jitter=0.5).delays(), 50))
+    assert random.random() == expected
+    assert len(set(waits)) > 1
+    assert all(0.5 <= wait <= 1.0 for wait in waits)

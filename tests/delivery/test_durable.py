@@ -8,6 +8,7 @@ import random
 import threading
 import time
 import zlib
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -262,23 +263,23 @@ def test_a_new_exporter_does_not_get_what_was_done_with(world: World) -> None:
 def test_what_dead_processes_left_can_be_seen(world: World) -> None:
     """What waits is counted without being taken over; what is confirmed, or a living process's, is not."""
     here = world.home / "shop"
-    shop = World(here)
-    dead = shop.delivery(shop.road("store", down=True))
-    bracket(dead, unit(1, 2))
-    dead.prepare(unit(3))
-    assert find_leftovers(world.home, ["store"]) == Leftovers()
-    shop.kill(dead)
-    for _ in range(2):
-        assert find_leftovers(world.home, ["store"]) == Leftovers(3, (here,))
-    road = shop.road("store")
-    heir = shop.delivery(road)
-    heir.start()
-    assert flush(heir)
-    assert ids(road) == [1, 2, 3]
-    wait_for(lambda: not heir._sources[0]._changed and len(list(here.iterdir())) == 1)
-    time.sleep(0.25)
-    shop.kill(heir)
-    assert find_leftovers(world.home, ["store"]) == Leftovers()
+    with closing(World(here)) as shop:
+        dead = shop.delivery(shop.road("store", down=True))
+        bracket(dead, unit(1, 2))
+        dead.prepare(unit(3))
+        assert find_leftovers(world.home, ["store"]) == Leftovers()
+        shop.kill(dead)
+        for _ in range(2):
+            assert find_leftovers(world.home, ["store"]) == Leftovers(3, (here,))
+        road = shop.road("store")
+        heir = shop.delivery(road)
+        heir.start()
+        assert flush(heir)
+        assert ids(road) == [1, 2, 3]
+        wait_for(lambda: not heir._sources[0]._changed and len(list(here.iterdir())) == 1)
+        time.sleep(0.25)
+        shop.kill(heir)
+        assert find_leftovers(world.home, ["store"]) == Leftovers()
     assert find_leftovers(world.home / "nowhere", ["store"]) == Leftovers()
 
 
