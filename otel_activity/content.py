@@ -31,7 +31,7 @@ _DIGITS: Final = 13
 """Length of the shortest card number."""
 _SMALLEST_CARD: Final = 10 ** (_DIGITS - 1)
 _LONG_NUMBER: Final = b"0" * _DIGITS
-_WORD: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+/."
+_WORD: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+/.~"
 _RUNS: Final = bytes(97 if byte in _WORD else 32 for byte in range(256))
 _NUMBERS: Final = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
 
@@ -43,10 +43,15 @@ _HINT: Final = re.compile(
 )
 """What some part of a secret contains, inside one run of `_WORD`."""
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF-"
-_SCHEMES: Final = (b"bearer ", b"basic ")
+_SCHEMES: Final = (b"bearer", b"basic")
+_LONGEST_SCHEME: Final = max(map(len, _SCHEMES))
 _CARD_HINT: Final = re.compile(rb"[2-6](?=(?:[ -]?[0-9]){12})")
 _VALUE_HINT: Final = re.compile(rb"=(?![=\"])")
 """An equals sign that is not the end of some base64."""
+_MEMBER_HINT: Final = re.compile(rb"'(?:[^'\\\w]|\\(?:[bfnrt]|u[0-9a-f]{4})?)*:")
+"""A colon behind an apostrophe; some kinds of space are escaped in JSON."""
+_JSON_ESCAPE: Final = re.compile(rb"\\+(?:[bfnrt]|u[0-9a-f]{4})?")
+"""Of JSON, or of the encoding of a text that JSON cannot hold, in JSON."""
 
 # --- the exact rules -------------------------------------------------------------------------------
 
@@ -55,6 +60,7 @@ _PEM: Final = re.compile(
     r"(?:-----END (?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)?-----|\Z)",
     re.DOTALL,
 )
+_KEY_IN_BYTES: Final = re.compile(rb"PRIVATE KEY(?: BLOCK)?-----")
 _JWT: Final = re.compile(r"(?<![A-Za-z0-9])(eyJ[\w-]{8,4096}+)\.[\w-]*+(?:\.[\w-]*+){0,3}", re.ASCII)
 _TOKEN: Final = re.compile(
     r"(?<![A-Za-z0-9])(?:"
@@ -100,7 +106,7 @@ _ISSUER: Final = re.compile(
     r"|62\d{14,17}"  # UnionPay
     r"|35(?:2[89]|[3-8]\d)\d{12}"  # JCB
     r"|3(?:0[0-5]|[689]\d)\d{11}"  # Diners Club
-    r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{8,15})",  # Maestro
+    r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{9,15})",  # Maestro
     re.ASCII,
 )
 
@@ -137,7 +143,9 @@ class Content:
             or (b"=" in raw and _VALUE_HINT.search(raw) is not None)
             or (b"/" in raw and b"://" in raw and b"@" in raw)
             or (b"\\" in raw and b'\\"' in raw)  # a text with quotes may hold JSON
-            or (b"'" in raw and b"':" in raw)
+            or (b"'" in raw and _MEMBER_HINT.search(raw) is not None)
+            or b"PRIVATE KEY" in raw
+            or b'"$str"' in raw  # the rules read such a text without what JSON cannot hold
             or (_LONG_NUMBER in raw.translate(_NUMBERS, b" -") and _may_be_card(raw))
         )
 
@@ -213,7 +221,7 @@ class Content:
 
     def _has_key(self, encoded: str) -> bool:
         """Whether bytes hold a private key. Nothing else is looked for in them."""
-        return self._key and b"PRIVATE KEY-----" in binascii.a2b_base64(encoded)
+        return self._key and _KEY_IN_BYTES.search(binascii.a2b_base64(encoded)) is not None
 
     def clean_key(self, text: str) -> str:
         """As `clean_text`, for a text that is seldom a secret."""
@@ -273,8 +281,6 @@ _MARKS: Final = ("[redacted", "hmac-sha256:")
 
 def _may_be_token(raw: bytes, runs: bytes) -> bool:
     """Whether a long run of word characters looks like part of a secret."""
-    if b"PRIVATE KEY-----" in raw:
-        return True
     start = runs.find(_LONG_RUN)
     while start >= 0:
         end = runs.find(b" ", start)
@@ -283,14 +289,20 @@ def _may_be_token(raw: bytes, runs: bytes) -> bool:
         # Checksums and ids are the long words that events have. No hint is made of hexadecimal digits alone.
         if raw[start:end].translate(None, _HEXADECIMAL) and _HINT.search(raw, start, end) is not None:
             return True
-        if raw[max(start - 7, 0) : start].lower().endswith(_SCHEMES):
-            return True
+        if raw[start - 1] == 32:
+            before = start - 1
+            while raw[before - 1] == 32:  # JSON begins with something else
+                before -= 1
+            if raw[max(before - _LONGEST_SCHEME, 0) : before].lower().endswith(_SCHEMES):
+                return True
         start = runs.find(_LONG_RUN, end)
     return False
 
 
 def _may_be_card(raw: bytes) -> bool:
     """Whether a long number begins as one of a card does, and is not the fraction of a float."""
+    if b"\\" in raw:  # the letters and digits of an escape are none of the text
+        raw = _JSON_ESCAPE.sub(b" ", raw)
     plain = raw.translate(_NUMBERS)
     start = plain.find(_LONG_NUMBER)
     while start >= 0:

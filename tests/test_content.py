@@ -340,6 +340,73 @@ def test_the_first_look_misses_nothing(one: str, two: str) -> None:
             assert CONTENT.is_suspicious(msgspec.json.encode(encoded)), text
 
 
+BORDERS = [
+    "",
+    " ",
+    "\n",
+    "\t",
+    "\r\n",
+    "\x00",
+    "\x01",
+    "\x7f",
+    "\u2028",
+    "\u00a0",
+    '"',
+    "'",
+    "\\",
+    "(",
+    ":",
+    "~",
+    "-",
+    "a ",
+]
+FORMS = [
+    *(secret for secret in WHOLE if isinstance(secret, str)),
+    PEM.format("PGP ").replace("KEY-", "KEY BLOCK-"),
+    "-----BEGIN PRIVATE KEY-----\nMIIEow\n",
+    "Bearer a1b2c3d4e5f6g7h8i9j0k1l2",
+    "bearer   ~~a1b2c3d4~e5f6g7h8~i9j0k1l2",
+    "BASIC  dXNlcjpwYXNzd29yZDEyMw==",
+    "'pin' : 1",
+    "'pin'\t:\u00a0'x'",
+    "pin = 'x'",
+    "https://h/?pin=x",
+    "4111\x00111111111111",
+]
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.sampled_from(FORMS),
+    st.lists(st.sampled_from(BORDERS), max_size=3).map("".join),
+    st.sampled_from(BORDERS),
+    st.sampled_from(["", "\n", "\t", "  ", "\u2028"]),
+)
+def test_the_first_look_knows_what_json_escapes(secret: str, before: str, after: str, space: str) -> None:
+    """Line ends, tabs and other characters beside a secret, or in it, hide it from neither look."""
+    text = before + (secret.replace(" ", space) if space else secret) + after
+    encoded = encode({"t": text, "u": [text]})
+    if CONTENT.clean(encoded) is not encoded:
+        assert CONTENT.is_suspicious(msgspec.json.encode(encoded)), text
+
+
+@pytest.mark.parametrize(
+    "text", ["card\n4111 1111 1111 1111", "\t4111111111111111", "Bearer  a1b2c3d4e5f6g7h8i9j0k1l2"]
+)
+def test_secret_behind_a_line_end_or_two_spaces_is_found(text: str) -> None:
+    """What is written above or before it changes nothing."""
+    assert scrub(text) != text
+    assert "1111" not in scrub(text)
+    assert "a1b2" not in scrub(text)
+
+
+def test_pgp_private_keys_are_keys() -> None:
+    """As a text and as bytes."""
+    key = PEM.format("PGP ").replace("KEY-", "KEY BLOCK-")
+    assert scrub(key) == REDACTED
+    assert scrub(key.encode()) == REDACTED
+
+
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -352,6 +419,9 @@ def test_the_first_look_misses_nothing(one: str, two: str) -> None:
         "password='" + "''" * 30_000,
         "\\" * 60_000 + '"',
         "gh" * 30_000 + "ghp_",
+        "'" * 60_000,
+        "'" + " " * 60_000,
+        "bearer" + " " * 60_000,
     ],
     ids=lambda text: text[:12],
 )
