@@ -480,3 +480,26 @@ def test_classes_mapped_to_a_join_or_a_select() -> None:
     events = added(Base, Both(id="k", pin="1"))
     assert after(events[0]) == {"id": "k", "pin": REDACTED}
     assert events[0][semconv.ENTITY_ID] == "k"
+
+
+def test_a_model_in_the_place_of_its_table_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """INCLUDE and EXCLUDE mean tables: the name of a model there is said once, with the table to use."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Order(Base):
+        __tablename__ = "orders"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    assert added(Base, Order(), Order(), include=["Order"]) == []
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "INCLUDE names the model Order, but tables are meant: its changes are not captured" in line
+    assert line.endswith("use orders")
+    caplog.clear()
+    assert len(added(Base, Order(), exclude=["Ord*"])) == 1
+    assert "EXCLUDE names the model Order, but tables are meant: its changes are captured" in caplog.text
+    caplog.clear()
+    assert added(Base, Order(), include=["Order"], exclude=["orders"]) == []
+    assert len(added(Base, Order(), include=["Order", "orders"])) == 1
+    assert caplog.text == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import fnmatch
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -51,6 +52,7 @@ class _Missing:
 MISSING: Final = _Missing()
 EXPRESSION: Final = _Missing()
 """As `MISSING`, for the old value of a column that a statement certainly wrote: with an SQL expression."""
+_logger: Final = logging.getLogger("otel_activity")
 _REDACTED: Final = Redacted()
 _COPY_DEPTH: Final = 8
 _SHORTEST_SECRET: Final = 12
@@ -378,8 +380,25 @@ class Planner:
                 plan = Plan(mapper, rules, self._redactor, self._limit)
                 classes = [each.class_.__name__ for each in mapper.iterate_to_root()]
                 plan.delivery = self._classes.of(rules.delivery, (*classes, *_names(mapper.tables)))
+            self._warn_of_models(mapper, captured=plan is not None)
             self.plans[mapper] = plan
             return plan
+
+    def _warn_of_models(self, mapper: Mapper[Any], *, captured: bool) -> None:
+        """A model in the place of its table does the opposite of what was meant; said once for each."""
+        setting, patterns = ("EXCLUDE", self._exclude) if captured else ("INCLUDE", self._include)
+        model = mapper.class_.__name__
+        if any(fnmatch.fnmatchcase(model, pattern) for pattern in patterns):
+            if not captured and self._left_out(_names(mapper.tables)):
+                return
+            _logger.error(
+                "otel_activity: OTEL_ACTIVITY_%s names the model %s, but tables are meant: its changes are "
+                "%scaptured; use %s",
+                setting,
+                model,
+                "" if captured else "not ",
+                ", ".join(sorted({str(table.name) for table in mapper.tables})),
+            )
 
     def entity_id(self, entity_type: str | None, identity: tuple[Any, ...]) -> str:
         """A primary key as text, as the plan of the class of that name would show it."""
@@ -404,11 +423,14 @@ class Planner:
 
     def _audited(self, tables: Iterable[Any]) -> bool:
         names = _names(tables)
-        if any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._exclude):
+        if self._left_out(names):
             return False
         return not self._include or any(
             fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._include
         )
+
+    def _left_out(self, names: Iterable[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._exclude)
 
 
 def _names(tables: Iterable[Any]) -> list[str]:
