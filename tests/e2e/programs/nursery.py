@@ -1,7 +1,11 @@
-"""Forks children that commit until they are killed, one after the other: seed, number of kills."""
+"""Forks children that commit until they are killed, one after the other: seed, number of kills.
+
+Every second one has committed something by then, however slow the machine is.
+"""
 
 import os
 import random
+import select
 import signal
 import sys
 import threading
@@ -35,13 +39,16 @@ def work() -> None:
                 session.rollback()
             else:
                 session.commit()
+        if number == 1:
+            os.write(begun, b".")
 
 
 engine = create_engine(os.environ["DATABASE_URL"])
 Base.metadata.create_all(engine)
 engine.dispose()
 rng = random.Random(int(sys.argv[1]))
-for _ in range(int(sys.argv[2])):
+seen, begun = os.pipe()
+for kill in range(int(sys.argv[2])):
     child = os.fork()
     if child == 0:
         try:
@@ -49,7 +56,11 @@ for _ in range(int(sys.argv[2])):
             work()
         finally:
             os._exit(1)
-    time.sleep(rng.uniform(0.01, 0.12))
+    if kill % 2:
+        select.select([seen], [], [], 10)
+    time.sleep(rng.uniform(0.01, 0.06 if kill % 2 else 0.12))
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    while select.select([seen], [], [], 0)[0]:
+        os.read(seen, 64)
 print("program done", flush=True)
