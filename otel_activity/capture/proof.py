@@ -82,6 +82,7 @@ class ProofReader:
         )
         self._told = False
         self._refusals: dict[tuple[str, str], int] = {}
+        self._noticed: set[tuple[str, str, int, bool]] = set()
 
     def install(self) -> None:
         """Listen to all pools there are and will be; connections that are open already stay unproven."""
@@ -232,9 +233,11 @@ class ProofReader:
         cluster = transaction.cluster
         if cluster is None or code != _DENIED or _FUNCTION not in str(error):
             return
-        if self._refused(cluster):
-            return  # another thread has noticed meanwhile
         self._refusals[cluster.system, cluster.database] = cluster.refusals + 1
+        notice = (cluster.system, cluster.database, cluster.refusals, survived)
+        if notice in self._noticed:
+            return  # another thread came here at the same moment
+        self._noticed.add(notice)
         _logger.error(
             "otel_activity: %s EXECUTE on %s was revoked while its connection was "
             "open; transactions on other open connections are not proven from here on; grant it again, or "

@@ -65,8 +65,13 @@ def test_a_privilege_that_is_revoked_under_load(
     process.send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=30)
     failed = output.count("program failed")
-    assert output.count("is not proven because EXECUTE") + output.count("failed because EXECUTE") == 1, output
-    assert failed <= 4 * output.count("a transaction failed because EXECUTE")
+    survived = output.count("a transaction is not proven because EXECUTE")
+    told = output.count("a transaction failed because EXECUTE")
+    assert survived + told >= 1, output
+    assert max(survived, told) <= 1, output
+    assert failed <= 4 * told, (
+        output
+    )  # those that asked at this very moment, on a connection that is not near
     assert output.count("program failed InsufficientPrivilege") == failed
     status, said = relay(durable, tmp_path / "journal", "--timeout", "60")
     assert status == 0, said
