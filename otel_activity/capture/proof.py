@@ -201,18 +201,21 @@ class ProofReader:
             internal_error("the id of a transaction")
 
     def _ask_libpq(self, transaction: Transaction, raw: Any) -> tuple[Any, ...] | None:
-        """By libpq's own calls, which wait for the server without Python: half of what a cursor costs.
+        """By libpq's own calls: half of what a cursor costs.
 
         Behind a savepoint, in the same message, so that a refusal does not end the transaction.
         """
         from psycopg import errors, pq  # it is there: the connection is one of its
+        from psycopg.generators import execute
 
         pgconn = raw.pgconn
         if pgconn.pipeline_status != pq.PipelineStatus.OFF:
             return _row(raw, self._read)  # type: ignore[no-any-return]
         pgconn.send_query(self._guarded)
+        # Compiled, psycopg does not let go of the interpreter's lock while it waits in get_result.
+        results = iter(pgconn.get_result, None) if pq.__impl__ == "python" else raw.wait(execute(pgconn))
         row, failed = None, None
-        while (result := pgconn.get_result()) is not None:
+        for result in results:
             if result.status == pq.ExecStatus.TUPLES_OK:
                 row = (result.get_value(0, 0),)
             elif result.status != pq.ExecStatus.COMMAND_OK:

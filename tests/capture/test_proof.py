@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -120,6 +125,31 @@ def test_a_connection_lost_with_the_query_is_lost(scene: Scene) -> None:
         with pytest.raises(psycopg.OperationalError) as caught:
             ProofReader().read(transaction, raw)
     assert engine.dialect.is_disconnect(caught.value, raw, None)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP")
+def test_other_threads_go_on_while_the_server_hangs(scene: Scene) -> None:
+    """Whoever waits for the id does not keep the interpreter to itself."""
+    engine = scene.engine()
+    with psycopg.connect(scene.dsn) as raw:
+        transaction = Transaction(id(raw), lambda: raw, "", engine.dialect, "app")
+        server = raw.info.backend_pid
+        raw.execute("SELECT 1")  # in a transaction
+        os.kill(server, signal.SIGSTOP)
+        # A process that cannot go on cannot help itself, either.
+        program = f"import os, signal, time; time.sleep(20); os.kill({server}, signal.SIGCONT)"
+        rescue = subprocess.Popen([sys.executable, "-c", program])
+        asking = threading.Thread(target=ProofReader().read, args=(transaction, raw))
+        try:
+            asking.start()
+            asking.join(0.2)
+            assert asking.is_alive()
+            assert rescue.poll() is None
+        finally:
+            os.kill(server, signal.SIGCONT)
+            asking.join()
+            rescue.kill()
+            rescue.wait()
 
 
 @pytest.mark.parametrize("driver", SYNC_DRIVERS)
