@@ -69,9 +69,8 @@ def test_a_privilege_that_is_revoked_under_load(
     told = output.count("a transaction failed because EXECUTE")
     assert survived + told >= 1, output
     assert max(survived, told) <= 1, output
-    assert failed <= 4 * told, (
-        output
-    )  # those that asked at this very moment, on a connection that is not near
+    # Those that asked at this very moment, on a connection that is not near.
+    assert failed <= 4 * told, output
     assert output.count("program failed InsufficientPrivilege") == failed
     status, said = relay(durable, tmp_path / "journal", "--timeout", "60")
     assert status == 0, said

@@ -33,7 +33,8 @@ def work() -> None:
                 task.name = "renamed"
                 session.commit()
         except DBAPIError as error:
-            print("program failed", type(error.orig).__name__, flush=True)
+            # At once: the lines of threads that print get mixed.
+            os.write(1, f"program failed {type(error.orig).__name__}\n".encode())
         if number == 0:
             ready.wait()
 
