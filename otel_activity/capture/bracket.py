@@ -165,7 +165,7 @@ class Bracket:
         """Before a statement: entries whose transaction is over belong to nothing that comes now."""
         if transaction.unit is None or transaction.inside or transaction.autocommit:
             return
-        if drivers.has_ended(transaction.anchor() if transaction.is_driver else transaction.driver()):
+        if drivers.state_of(transaction) is drivers.State.ENDED:
             held = dict(transaction.held)  # of the flush step whose statement this is
             unit = transaction.take()
             transaction.held.update(held)
