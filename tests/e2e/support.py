@@ -42,8 +42,12 @@ class World:
 
     def start(self, *command: str, flags: tuple[str, ...] = (), **extra: str) -> subprocess.Popen[str]:
         """Start a command under ``opentelemetry-instrument``."""
+        return self.spawn("opentelemetry-instrument", *flags, *command, **extra)
+
+    def spawn(self, *command: str, **extra: str) -> subprocess.Popen[str]:
+        """Start any command among the programs, with the settings of this world; it is ended with it."""
         process = subprocess.Popen(
-            ["opentelemetry-instrument", *flags, *command],
+            command,
             env=self.environment(**extra),
             cwd=PROGRAMS,
             stdin=subprocess.DEVNULL,

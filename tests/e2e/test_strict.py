@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from tests.e2e.support import NOTHING, events, rows, unexplained, wait_for_line
 from tests.frameworks.support import Base, Task
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -504,15 +504,8 @@ def strict(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wor
 def relaying(world: World, *options: str, **extra: str) -> subprocess.Popen[str]:
     """Start ``otel-activity relay --outbox``."""
     program = "from otel_activity.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "relay", "--outbox", world.application, *options],
-        env=world.environment(OTEL_SERVICE_NAME="", **extra),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    world.running.append(process)
-    return process
+    command = (sys.executable, "-c", program, "relay", "--outbox", world.application, *options)
+    return world.spawn(*command, OTEL_SERVICE_NAME="", **extra)
 
 
 @pytest.mark.timeout(240)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.support import PROGRAMS, World, events, rows, wait_for_line
+from tests.e2e.support import World, events, rows, wait_for_line
 from tests.faults.test_kills import settle
 from tests.support import skip_missing
 
@@ -35,17 +35,7 @@ def start(durable: World) -> Callable[..., subprocess.Popen[str]]:
 
     def started(commands: str, *program: str, **extra: str) -> subprocess.Popen[str]:
         command = f'{commands} && exec opentelemetry-instrument python "$@"'
-        process = subprocess.Popen(
-            [*OWN_MOUNTS, "sh", "-c", command, "sh", *program],
-            env=durable.environment(**extra),
-            cwd=PROGRAMS,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        durable.running.append(process)
-        return process
+        return durable.spawn(*OWN_MOUNTS, "sh", "-c", command, "sh", *program, **extra)
 
     return started
 

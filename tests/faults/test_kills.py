@@ -224,20 +224,13 @@ def test_a_full_disk_loses_nothing(durable: World, tmp_path: Path) -> None:
         store, kept = server.create_database("audit"), durable.store
         schema.apply(store)
         server.kill()
-        process = subprocess.Popen(
-            [*namespace, "sh", "-c", f"{mount} && exec opentelemetry-instrument python loop.py 200 wait"],
-            env=durable.environment(
-                OTEL_ACTIVITY_JOURNAL_DIR=str(directory),
-                OTEL_ACTIVITY_POSTGRES_DSN=store,
-                OTEL_BLRP_SCHEDULE_DELAY="20",
-            ),
-            cwd=Path(__file__).parent.parent / "e2e" / "programs",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        process = durable.spawn(
+            *(*namespace, "sh", "-c"),
+            f"{mount} && exec opentelemetry-instrument python loop.py 200 wait",
+            OTEL_ACTIVITY_JOURNAL_DIR=str(directory),
+            OTEL_ACTIVITY_POSTGRES_DSN=store,
+            OTEL_BLRP_SCHEDULE_DELAY="20",
         )
-        durable.running.append(process)
         seen = wait_for_line(process, "program done")
         assert "No space left on device" in seen
         server.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import pytest
 
 from otel_activity.store.gaps import Kind, find_gaps
 from tests.cli.support import run
-from tests.e2e.support import PROGRAMS, World, events, journals, relay, rows, wait_for_line
+from tests.e2e.support import World, events, journals, relay, rows, wait_for_line
 from tests.faults.test_kills import small_disk
 
 if TYPE_CHECKING:
@@ -126,16 +125,11 @@ def test_a_full_disk_does_not_keep_losses_from_being_written_down(durable: World
         f'{sys.executable} -c "{relay_program}" relay --journal {mounted.directory} --timeout 60'
     )
     environment = {**LARGER, "OTEL_ACTIVITY_JOURNAL_MAX_BYTES": ""}
-    process = subprocess.Popen(
-        [*mounted.namespace, "sh", "-c", script],
-        env=durable.environment(OTEL_ACTIVITY_JOURNAL_DIR=str(mounted.directory), **environment),
-        cwd=PROGRAMS,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    process = durable.spawn(
+        *(*mounted.namespace, "sh", "-c", script),
+        OTEL_ACTIVITY_JOURNAL_DIR=str(mounted.directory),
+        **environment,
     )
-    durable.running.append(process)
     seen = wait_for_line(process, "program dies")
     assert "No space left on device" in seen
     back(durable)

@@ -10,34 +10,11 @@ import sys
 from typing import Any
 
 import psycopg
+from orders import Base, order
 from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
-from otel_activity import audited, log_user_action
 from otel_activity.postgres import outbox
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-@audited(delivery="strict")
-class Invoice(Base):
-    __tablename__ = "invoice"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
-@audited(delivery="best_effort")
-class Visit(Base):
-    __tablename__ = "visit"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class Task(Base):
-    __tablename__ = "task"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
 
 rounds = int(sys.argv[1])
 moment = sys.argv[2] if len(sys.argv) > 2 else ""
@@ -69,11 +46,7 @@ outbox._insert_and_commit = insert_and_commit
 print("program runs", flush=True)
 for number in range(1, rounds + 1):
     with Session(engine) as session:
-        invoice, visit, task = Invoice(), Visit(), Task(name="new")
-        session.add_all([invoice, visit, task])
-        session.flush()
-        task.name = "renamed"
-        log_user_action("order.pay", entity_id=invoice.id, session=session, delivery="strict")
+        order(session)
         if number % 5 == 4:
             session.rollback()
         else:

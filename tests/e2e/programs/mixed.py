@@ -11,43 +11,17 @@ import sys
 import threading
 import time
 
+from orders import Base, order
 from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 import otel_activity
-from otel_activity import audited, log_user_action
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-@audited(delivery="strict")
-class Invoice(Base):
-    __tablename__ = "invoice"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
-@audited(delivery="best_effort")
-class Visit(Base):
-    __tablename__ = "visit"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class Task(Base):
-    __tablename__ = "task"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
 
 
 def work(rounds: int = 1 << 30) -> None:
     for number in range(rounds):
         with Session(engine) as session:
-            invoice, visit, task = Invoice(), Visit(), Task(name="new")
-            session.add_all([invoice, visit, task])
-            session.flush()
-            task.name = "renamed"
-            log_user_action("order.pay", entity_id=invoice.id, session=session, delivery="strict")
+            order(session)
             if number % 5 == 4:
                 session.rollback()
             else:
