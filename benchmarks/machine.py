@@ -10,6 +10,8 @@ from typing import Final
 
 import psycopg.pq
 
+from otel_activity.version import __version__, is_compiled
+
 __all__ = ["facts"]
 
 PACKAGES: Final = ("sqlalchemy", "psycopg", "opentelemetry-sdk", "msgspec")
@@ -24,6 +26,7 @@ def facts() -> dict[str, str]:
     }
     found |= {name: version(name) for name in PACKAGES}
     found["psycopg"] += f" ({psycopg.pq.__impl__})"
+    found["otel_activity"] = f"{__version__}, {'compiled' if is_compiled() else 'interpreted'}"
     return found
 
 

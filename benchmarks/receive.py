@@ -32,6 +32,7 @@ from otel_activity.codec.otlp import envelope, log_request
 from otel_activity.codec.rows import COLUMNS, copy_line, resource_id
 from otel_activity.events import Event, ResourceInfo
 from otel_activity.postgres import schema
+from otel_activity.version import is_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +44,8 @@ ENOUGH: Final = 30_000
 """Events a second that the receiver shall take."""
 RATIO: Final = 0.6
 """Share of the speed of a plain COPY that it shall reach."""
+SENDERS: Final = 10
+"""As many as the queue of one OpenTelemetry Collector has consumers, unless it is told otherwise."""
 
 
 class Run(NamedTuple):
@@ -107,7 +110,7 @@ def typical_event(number: int) -> Event:
 @click.option("--dsn", help="A database for this alone: its tables are emptied. Default: an embedded one.")
 @click.option("--events", default=30_000, show_default=True, help="Events of each pass.")
 @click.option("--batch", default=512, show_default=True, help="Events of a request.")
-@click.option("--senders", default=4, show_default=True, help="Requests at the same time.")
+@click.option("--senders", default=SENDERS, show_default=True, help="Requests at the same time.")
 @click.option("--rounds", default=5, show_default=True, help="Passes of each kind.")
 @click.option("--strict", is_flag=True, help="Exit status 3 when a budget is missed.")
 def main(dsn: str | None, events: int, batch: int, senders: int, rounds: int, strict: bool) -> None:
@@ -138,7 +141,8 @@ def main(dsn: str | None, events: int, batch: int, senders: int, rounds: int, st
     best, raw = max(received), max(copied)
     ratio = best.rate / raw.rate
     click.echo(
-        f"{events} events of {size:.0f} bytes, {batch} to a request, {senders} senders, best of {rounds}"
+        f"{events} events of {size:.0f} bytes, {batch} to a request, {senders} senders, best of {rounds}, "
+        f"{'compiled' if is_compiled() else 'interpreted'}"
     )
     click.echo(f"plain COPY   {raw.rate:9,.0f} events/s")
     click.echo(

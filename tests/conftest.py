@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg
@@ -14,8 +15,10 @@ from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+import otel_activity
 from otel_activity.embedded import EmbeddedPostgres
 from otel_activity.embedded import free_port as find_free_port
+from otel_activity.version import is_compiled
 from tests.otlp_sink import Sink, serving
 from tests.support import skip_missing
 
@@ -30,6 +33,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # How fast a machine is, or what else it does, is none of the tests' business.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
+
+
+def pytest_configure() -> None:
+    """Compiled modules hide their sources: old ones would make every result a lie."""
+    for built in Path(otel_activity.__file__).parent.rglob("*.*"):
+        source = built.with_name(f"{built.name.partition('.')[0]}.py")
+        if built.suffix in {".so", ".pyd"} and source.stat().st_mtime > built.stat().st_mtime:
+            raise pytest.UsageError(
+                f"{source} is newer than {built.name}, which was compiled of it and hides it: delete that, "
+                'or HATCH_BUILD_HOOKS_ENABLE=1 pip install -e ".[test]"'
+            )
+
+
+def pytest_report_header() -> str | None:
+    """Say so when the results are those of compiled modules."""
+    return "otel_activity: compiled" if is_compiled() else None
 
 
 class Server(Protocol):

@@ -17,6 +17,7 @@ from otel_activity.cli.render import many
 from otel_activity.delivery import concern, find_leftovers, journal_directory
 from otel_activity.errors import ConfigurationError
 from otel_activity.settings import FIELDS, Settings
+from otel_activity.version import is_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -86,7 +87,7 @@ def environment_checks(environ: Mapping[str, str], *, interactive: bool, dsn_giv
 
 
 def _versions() -> Iterator[Check]:
-    yield Check("otel-activity", Level.OK, __version__)
+    yield Check("otel-activity", Level.OK, __version__ + (", compiled" if is_compiled() else ""))
     yield Check("python", Level.OK, f"{platform.python_version()} at {sys.executable}")
     try:
         required = metadata.requires(DISTRIBUTION) or []

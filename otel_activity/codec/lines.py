@@ -25,11 +25,11 @@ from otel_activity.codec.rows import (
     plain_resource,
     resource_id,
 )
+from otel_activity.events import Event, ResourceInfo  # noqa: TC001 - compiled, fields need their types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from otel_activity.events import Event, ResourceInfo
 
 __all__ = [
     "CHANGES",

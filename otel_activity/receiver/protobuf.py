@@ -28,7 +28,7 @@ from otel_activity.codec.lines import (
     text_fragment,
 )
 from otel_activity.events import Event, ResourceInfo
-from otel_activity.receiver.recordlines import RecordLines
+from otel_activity.receiver.recordlines import KEPT, RecordLines
 from otel_activity.receiver.records import (
     MAX_DEPTH,
     MAX_RECORDS,
@@ -84,10 +84,14 @@ _Record: Final = _record_class()
 
 
 class ProtobufDecoder:
-    """Decodes requests of one thread; remembers attributes and resources from one to the next."""
+    """Decodes requests of one thread; remembers attributes and resources from one to the next.
 
-    def __init__(self) -> None:
-        self._lines = RecordLines(_attribute, _member)
+    Args:
+        kept: see `RecordLines`.
+    """
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._lines = RecordLines(_attribute, _member, kept)
         self._origins: dict[bytes, Origin] = {}
 
     def decode(self, body: bytes) -> Decoded:

@@ -40,16 +40,15 @@ from otel_activity.receiver.records import PREFIX
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RecordLines"]
+__all__ = ["KEPT", "RecordLines"]
 
-_KEPT_ELEMENTS: Final = 8_192
+KEPT: Final = 8_192
+"""Elements that are remembered, and beginnings of pairs in changes."""
 _KEPT_LENGTH: Final = 160
-"""Elements that are remembered: so many, and so long at most."""
+"""Bytes of an element that is remembered."""
 _KEPT_STRETCHES: Final = 4
 _KEPT_STRETCH_LENGTH: Final = 4_096
 """Stretches that are remembered behind each kind of element: so many, and so long at most."""
-_KEPT_PAIRS: Final = 8_192
-"""Beginnings of pairs in changes."""
 _PREFIX: Final = PREFIX.encode()
 _UNSIGNED: Final = Struct("<Q").unpack_from
 _NOTHING: Final[Fragment] = (MEMBER, b"")
@@ -91,12 +90,17 @@ class RecordLines:
     Args:
         attribute: gives the fragment of an attribute of any kind, its ``KeyValue`` encoded; None if none.
         pair: gives a ``KeyValue`` as a member of a JSON object; None if it is not usual.
+        most: elements, and beginnings of pairs in changes, that are remembered.
     """
 
     def __init__(
-        self, attribute: Callable[[bytes], Fragment | None], pair: Callable[[bytes], bytes | None]
+        self,
+        attribute: Callable[[bytes], Fragment | None],
+        pair: Callable[[bytes], bytes | None],
+        most: int = KEPT,
     ) -> None:
-        self._attribute = attribute
+        self._most = most
+        self._fragment = attribute
         self._value = pair
         self._elements: dict[bytes, Fragment] = {}
         self._stretches: list[list[_Stretch]] = [[] for _ in range(_ANYWHERE + 1)]
@@ -186,7 +190,7 @@ class RecordLines:
                         document = quick = self._changes(data, first, last, texts)
                         if document is None:
                             del texts[before:]
-                            odd = self._attribute(data[start:stop])
+                            odd = self._fragment(data[start:stop])
                             if odd is None or odd[0] != CHANGES:
                                 return None
                             document = odd[1]
@@ -245,7 +249,7 @@ class RecordLines:
                 or not is_plain(b"%b %b" % (fields[ID], fields[ENTITY_ID]))
             ):
                 return None
-            odd = self._attribute(data[changes_at:changes_end])
+            odd = self._fragment(data[changes_at:changes_end])
             if odd is None or odd[0] != CHANGES:
                 return None
             fields[CHANGES] = odd[1]
@@ -319,7 +323,7 @@ class RecordLines:
         content = element[2:] if element[1] < 0x80 else element[3:]
         found: Fragment | None = None
         if tag == 0x32:
-            found = self._attribute(content)
+            found = self._fragment(content)
         elif tag == 0x62:
             name = name_field(content)
             found = (NAME, name) if name is not None and name.startswith(_PREFIX) else None
@@ -334,7 +338,7 @@ class RecordLines:
         elif tag in {0x1A, 0x2A} or (element[1] < 0x80 and tag == 0x38):
             found = _NOTHING
         if found is not None and len(element) <= _KEPT_LENGTH:
-            if len(self._elements) >= _KEPT_ELEMENTS:
+            if len(self._elements) >= self._most:
                 self._elements.clear()
             self._elements[element] = found
         return found
@@ -479,9 +483,8 @@ class RecordLines:
             known = self._keep(self._pairs, pair, (text, 0, b""))
         return known, end
 
-    @staticmethod
-    def _keep(kept: dict[bytes, _Known], key: bytes, known: _Known) -> _Known:
-        if len(kept) >= _KEPT_PAIRS:
+    def _keep(self, kept: dict[bytes, _Known], key: bytes, known: _Known) -> _Known:
+        if len(kept) >= self._most:
             kept.clear()
         kept[key] = known
         return known
