@@ -25,10 +25,21 @@ class CompileHook(BuildHookInterface[Any]):
         Args:
             version: ``standard`` or ``editable``.
             build_data: gets the compiled files, and that the wheel is for one platform only.
+
+        Raises:
+            RuntimeError: the modules cannot be compiled here.
         """
         self._temporary = tempfile.mkdtemp()
         built = Path(self._temporary, "lib")
-        for path in _compile(Path(self.root), self.config["modules"], Path(self._temporary), built):
+        try:
+            paths = _compile(Path(self.root), self.config["modules"], Path(self._temporary), built)
+        except Exception as error:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            raise RuntimeError(
+                f"modules cannot be compiled ({error}): install a C compiler and Python's headers, "
+                "or build without HATCH_BUILD_HOOKS_ENABLE"
+            ) from error
+        for path in paths:
             place = path.relative_to(built).as_posix()
             if version == "editable":
                 shutil.copy2(path, Path(self.root, place))
