@@ -47,6 +47,7 @@ QUICK: Final = (
 @click.option("--dsn", help="Server to measure on; its user may create databases. Default: an embedded one.")
 @click.option("--rounds", type=click.IntRange(1), help="Pairs of clients for each workload and variant.")
 @click.option("--workload", "workloads", multiple=True, type=click.Choice(list(WORKLOADS)))
+@click.option("--loopback", is_flag=True, help="Leave out what is 1 ms away.")
 @click.option("--variant", "names", multiple=True, type=click.Choice([each.name for each in VARIANTS]))
 @click.option("--components/--no-components", "parts", default=True, help="Microseconds of each component.")
 @click.option("--pin/--no-pin", default=False, help="Client on one core, server on the others (Linux).")
@@ -58,6 +59,7 @@ def main(
     dsn: str | None,
     rounds: int | None,
     workloads: tuple[str, ...],
+    loopback: bool,
     names: tuple[str, ...],
     parts: bool,
     pin: bool,
@@ -73,7 +75,7 @@ def main(
     plans = [
         msgspec.structs.replace(plan, rounds=rounds or plan.rounds)
         for plan in (QUICK if quick else PLANS)
-        if not workloads or plan.workload in workloads
+        if (not workloads or plan.workload in workloads) and not (loopback and plan.round_trip)
     ]
     variants = tuple(each for each in VARIANTS if not names or each.name in names)
     started = time.monotonic()
