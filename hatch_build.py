@@ -1,4 +1,4 @@
-"""Compiles the modules that read and write bytes, with mypyc, when a build asks for it.
+"""Compiles the modules that read protobuf, with mypyc, when a build asks for it.
 
 `HATCH_BUILD_HOOKS_ENABLE=1 pip install .` needs a C compiler and Python's headers. Without the variable
 nothing of this runs, and what is installed is the same Python, interpreted: see docs/decisions/0021.

@@ -11,5 +11,5 @@ __version__ = "0.1.0"
 
 def is_compiled() -> bool:
     """Whether this installation has the modules compiled that ``hatch_build.py`` compiles."""
-    spec = find_spec("otel_activity.codec.rows")
+    spec = find_spec("otel_activity.receiver.recordlines")
     return spec is not None and not str(spec.origin).endswith(".py")

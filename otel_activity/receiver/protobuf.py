@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -17,17 +18,9 @@ from google.protobuf.message import DecodeError
 
 from otel_activity import semconv
 from otel_activity.codec import encode
-from otel_activity.codec.lines import (
-    CHANGES,
-    Fragment,
-    Origin,
-    Row,
-    fragment,
-    origin_of,
-    row_of,
-    text_fragment,
-)
+from otel_activity.codec.lines import Origin, Row, origin_of, row_of
 from otel_activity.events import Event, ResourceInfo
+from otel_activity.receiver.fragments import CHANGES, Fragment, fragment, text_fragment
 from otel_activity.receiver.recordlines import KEPT, RecordLines
 from otel_activity.receiver.records import (
     MAX_DEPTH,
@@ -55,6 +48,8 @@ _SMALL: Final = MAX_VALUES * 2
 _CHANGES: Final = semconv.CHANGES.encode()
 _TRACE_SIZES: Final = frozenset({0, 16})
 _SPAN_SIZES: Final = frozenset({0, 8})
+_BREATH: Final = 0xFF
+"""Records, or values of odd records, between two chances for other threads, less one."""
 _encode: Final = msgspec.json.Encoder().encode
 _DOUBLE: Final = struct.Struct("<d")
 
@@ -143,13 +138,14 @@ class ProtobufDecoder:
         origin = self._origin(resource)
         rows = decoded.rows
         before = len(rows)
-        for first, last in records:
-            data = body[first:last]
-            row = self._row(data, origin)
+        for number, (first, last) in enumerate(records, 1):
+            row = self._row(body[first:last], origin)
             if row is None:
                 decoded.foreign += 1
             else:
                 rows.append(row)
+            if not number & _BREATH:
+                _breathe()
         if len(rows) > before:
             decoded.resources[origin.key] = origin.resource
 
@@ -197,9 +193,9 @@ def _long_row(record: Any, data: bytes, origin: Origin) -> Row:
     return _WireRow(row.time, row.line, row.resource, row.reason, data)
 
 
-def _time(record: Any) -> int:
-    time: int = record.time or record.observed
-    return time // 1000 * 1000
+def _event_time(record: Any) -> int:
+    found: int = record.time or record.observed
+    return found // 1000 * 1000
 
 
 def _event(record: Any) -> Event:
@@ -211,7 +207,7 @@ def _event(record: Any) -> Event:
     return Event(
         id=event_id(attributes),
         name=record.name,
-        time=_time(record),
+        time=_event_time(record),
         attributes=attributes,
         observed=record.observed,
         severity=record.severity,
@@ -393,6 +389,11 @@ def _size(data: bytes, position: int) -> tuple[int, int]:
 # --- every form -----------------------------------------------------------------------------------
 
 
+def _breathe() -> None:
+    """Let other threads run. Compiled code does not do that by itself, however long it takes."""
+    time.sleep(0)
+
+
 class _Budget:
     """How many values one record may still have."""
 
@@ -405,6 +406,8 @@ class _Budget:
         self.left -= 1
         if self.left < 0:
             raise BadRequest(f"a record has more than {MAX_VALUES} values")
+        if not self.left & _BREATH:
+            _breathe()
 
 
 def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:

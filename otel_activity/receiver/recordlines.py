@@ -13,7 +13,8 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from otel_activity import semconv
-from otel_activity.codec.lines import (
+from otel_activity.codec.rows import timestamp
+from otel_activity.receiver.fragments import (
     CHANGES,
     ENTITY_ID,
     FIELDS,
@@ -34,7 +35,6 @@ from otel_activity.codec.lines import (
     line,
     name_field,
 )
-from otel_activity.codec.rows import timestamp
 from otel_activity.receiver.records import PREFIX
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class RecordLines:
 
         Args:
             data: a ``LogRecord``, small enough that its values need not be counted.
-            origin: `Origin.fields`.
+            origin: `codec.lines.Origin.fields`.
 
         Raises:
             UnicodeDecodeError: a text is not UTF-8.

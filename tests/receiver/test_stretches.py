@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_activity import semconv
-from otel_activity.codec.lines import is_plain, row_of
+from otel_activity.codec.lines import row_of
 from otel_activity.codec.otlp import envelope, log_request
 from otel_activity.receiver import protobuf
+from otel_activity.receiver.fragments import is_plain
 from otel_activity.receiver.protobuf import ProtobufDecoder
-from otel_activity.receiver.records import MAX_VALUES, BadRequest
+from otel_activity.receiver.records import MAX_VALUES, BadRequest, Decoded
 from tests.postgres.support import make_event
 from tests.receiver.support import columns_of, field, otlp_request
 
@@ -22,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from otel_activity.events import Event
-    from otel_activity.receiver.records import Decoded
 
 RESOURCE: dict[str, Any] = {"service.name": "shop"}
 _SHORT = st.sampled_from(["", "a", "b", "open", "done", "\t", '"', "é", "\u2028", "\x7f", "$json", "x" * 125])
@@ -252,3 +255,29 @@ def test_plain_text_is_what_neither_json_nor_copy_escapes() -> None:
     for code in [*range(0xD800), *range(0xE000, 0x20000)]:
         expected = code >= 0x20 and chr(code) not in '"\\'
         assert is_plain(chr(code).encode()) is expected, hex(code)
+
+
+def test_a_long_request_lets_other_threads_run() -> None:
+    """Decoding gives the interpreter away every few hundred records, also where nothing interprets it."""
+    body = _body([_typical()] * 20_000)
+    decoder = ProtobufDecoder()
+    decoded = Decoded()
+    seen = set()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.add(len(decoded.rows))
+            time.sleep(0)
+
+    ((_, start, end),) = protobuf._fields(body, 0, len(body))
+    thread = threading.Thread(target=watch)
+    gc.disable()  # its callbacks are interpreted, and would let others run
+    thread.start()
+    try:
+        decoder._resource_logs(decoded, body, start, end)
+    finally:
+        gc.enable()
+        done.set()
+        thread.join()
+    assert len(seen) > 6  # what is new to the decoder is interpreted: a few in any case
