@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.receive import typical_event
 from otel_activity import semconv
 from otel_activity.codec.lines import row_of
 from otel_activity.codec.otlp import envelope, log_request
@@ -259,7 +260,7 @@ def test_plain_text_is_what_neither_json_nor_copy_escapes() -> None:
 
 def test_a_long_request_lets_other_threads_run() -> None:
     """Decoding gives the interpreter away every few hundred records, also where nothing interprets it."""
-    body = _body([_typical()] * 20_000)
+    body = _body([typical_event(1)] * 20_000)
     decoder = ProtobufDecoder()
     decoded = Decoded()
     seen = set()
