@@ -285,6 +285,7 @@ class Unit:
         "outlet",
         "prepared",
         "proof",
+        "sent",
         "system",
     )
 
@@ -305,6 +306,8 @@ class Unit:
         """Set by a delivery that has left its writing to the COMMIT."""
         self.prepared: Any = None
         """What a delivery that prepares keeps about the unit; nobody else's business."""
+        self.sent = False
+        """Whether its COMMIT is on its way: whoever is interrupted before knows that nothing happened."""
 
     @property
     def transaction_id(self) -> str:

@@ -335,6 +335,9 @@ class Bracket:
         except ActivityError:
             self._refused(transaction, unit, undo)
             raise
+        except BaseException as error:
+            self._failed(transaction, unit, error)
+            raise
         if unseen:
             self._undecided(unit, _UNSEEN)
         elif doubt is not None:
@@ -358,24 +361,23 @@ class Bracket:
         courier, unit.courier = unit.courier, None
         transaction.inside = True
         try:
+            unit.sent = True
             result = send() if courier is None else courier(send)
-        except ActivityError:
-            raise
-        except BaseException as error:
-            self._commit_failed(transaction, unit, error)
-            raise
         finally:
             transaction.inside = False
         self._forget(transaction)
         return result
 
-    def _commit_failed(self, transaction: Transaction, unit: Unit, error: BaseException) -> None:
-        if drivers.state_of(transaction) is drivers.State.OPEN:
-            # Nothing happened yet (SQLite: database is locked). The next COMMIT or ROLLBACK decides.
+    def _failed(self, transaction: Transaction, unit: Unit, error: BaseException) -> None:
+        """A COMMIT failed, or somebody was interrupted (Ctrl-C, a timeout, a cancelled task) around it."""
+        if transaction.unit is not unit:
+            return  # it was answered, or the transaction is another one already
+        # Not sent, or nothing happened yet (SQLite: database is locked). The next COMMIT or ROLLBACK decides.
+        if not unit.sent or drivers.state_of(transaction) is drivers.State.OPEN:
             again = Unit(unit.transaction_id, system=unit.system, database=unit.database)
             again.entries = list(unit.entries)
-            transaction.unit = again
             self._deliver(self.delivery.aborted, unit)  # its entries live on in the new unit
+            transaction.unit = again
             return
         self._forget(transaction)
         if drivers.certainly_aborted(error):
@@ -442,12 +444,17 @@ class Bracket:
             return self.abort(transaction, send)
         try:
             self._prepare(unit, transaction, None if transaction.doubt is not None else raw)
+            self._prepared[key] = unit  # before, so that no interruption can come between
+            return self._send_prepared(transaction, unit, send)
         except ActivityError:
+            self._prepared.pop(key, None)
             self._refused(transaction, unit, undo)
             raise
-        result = self._send_prepared(transaction, unit, send)
-        self._prepared[key] = unit
-        return result
+        except BaseException as error:
+            if transaction.unit is unit:
+                self._prepared.pop(key, None)
+            self._failed(transaction, unit, error)
+            raise
 
     def remember_refused(self, key: tuple[Any, ...]) -> None:
         """SQLAlchemy takes the transaction, which was rolled back, for one that is open still."""

@@ -233,16 +233,20 @@ class DurableDelivery(Feeder):
             return f"there is no journal in {self._home}"
         try:
             payload = encode_unit(held.events or [], held.proof)
-            held.place = source.journal.append(PREPARED, payload, unit=True, bounded=bounded)
+            # The journal sets the place as it writes: an interruption (Ctrl-C, a timeout) leaves
+            # either no record, or one that an abort can find.
+            held.source = source
+            source.journal.append(PREPARED, payload, unit=True, bounded=bounded, owner=held)
             if source.journal.always:
                 self._secure_unit(source, held)
-            held.source = source
         except JournalFull:
+            held.source = None
             return (
                 f"the journal is full; raise OTEL_ACTIVITY_JOURNAL_MAX_BYTES={self._max_bytes}, "
                 "or mend the exporter that is behind"
             )
         except Exception as error:  # noqa: BLE001 - a journal in trouble never reaches the application
+            held.source = None
             return f"a unit could not be journaled ({_reason(error)})"
         return None
 
@@ -284,9 +288,10 @@ class DurableDelivery(Feeder):
 
     def aborted(self, unit: Unit) -> None:
         """Mark the unit, if it was prepared at all, so that nobody delivers it."""
-        held, unit.prepared = unit.prepared, None
+        held = unit.prepared
         if held is not None:
             self._abort(held)
+            unit.prepared = None  # afterwards, so that one that is interrupted can be made up for
 
     def _held(self, unit: Unit, commit: Commit) -> Held:
         """The prepared unit, with its fate."""
@@ -297,7 +302,7 @@ class DurableDelivery(Feeder):
         return held
 
     def _abort(self, held: Held) -> None:
-        if held.source is not None:
+        if held.source is not None and held.place is not None:
             self._secure(held.source, self._mark(held.source, ABORTED, encode_abort(held)))
             self._ended.append(held)
 
@@ -679,8 +684,9 @@ class DurableDelivery(Feeder):
             self._finish(held)
 
     def _finish(self, held: Held) -> None:
-        if held.source is not None and held.place is not None:
-            held.source.finish(held.place)
+        place, held.place = held.place, None  # once, however often an abort was interrupted
+        if held.source is not None and place is not None:
+            held.source.finish(place)
 
     def _save_cursors(self) -> None:
         for source in tuple(self._sources):

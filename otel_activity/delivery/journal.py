@@ -16,7 +16,7 @@ import threading
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 import uuid_utils
@@ -77,6 +77,12 @@ class Place(NamedTuple):
     segment: int
     offset: int
     length: int
+
+
+class Placed(Protocol):
+    """Whatever a record is about."""
+
+    place: Place | None
 
 
 @dataclass
@@ -338,7 +344,15 @@ class Journal:
 
     # --- appending ---------------------------------------------------------------------------
 
-    def append(self, kind: int, payload: bytes, *, unit: bool = False, bounded: bool = True) -> Place:
+    def append(
+        self,
+        kind: int,
+        payload: bytes,
+        *,
+        unit: bool = False,
+        bounded: bool = True,
+        owner: Placed | None = None,
+    ) -> Place:
         """Write one record.
 
         Args:
@@ -347,6 +361,7 @@ class Journal:
             unit: a unit begins: it counts against the bound, and its segment stays until it is finished.
                 (Marks go beyond the bound: without them a unit that is there already becomes a riddle.)
             bounded: whether it does count; what says that something was lost must not be lost as well.
+            owner: is told the place as soon as there is a record, also when its writer is interrupted then.
 
         Raises:
             JournalFull: a unit would exceed the bound.
@@ -367,12 +382,22 @@ class Journal:
                 ):
                     self._roll()
                 number, segment, offset = self._next, self._active, self._offset
-                self._write(frame(number, kind, payload, crc))
-                self._next = number + 1
+                place: Place = _new(Place, (number, segment, offset, size))
+                try:
+                    self._write(frame(number, kind, payload, crc))
+                    if owner is not None:
+                        owner.place = place
+                    self._next = number + 1
+                except BaseException:
+                    if self._next == number:  # interrupted, or the disk refuses: there is no such record
+                        self._take_back(offset)
+                        if owner is not None:
+                            owner.place = None
+                    raise
                 if unit:
                     self.opened[segment] += 1
                     self.begun += 1
-                return _new(Place, (number, segment, offset, size))
+                return place
             finally:
                 self._busy = False
 
@@ -402,6 +427,13 @@ class Journal:
         self._written += size
         self._sizes[self._active] = self._offset
         self._dirty = True
+
+    def _take_back(self, offset: int) -> None:
+        """As if nothing had been written from `offset` on."""
+        if self._descriptor is not None:
+            self._written -= self._offset - offset
+            self._offset = self._sizes[self._active] = offset
+            self._undo(self._descriptor)
 
     def _undo(self, descriptor: int) -> None:
         """Cut half a record off; where even that fails, go on in another segment."""

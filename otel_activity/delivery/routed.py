@@ -47,19 +47,21 @@ class RoutedDelivery:
         Raises:
             ActivityError: a part must not be committed like this, and so nothing may be.
         """
-        parts = self._parts(unit)
+        # Noted before anything is written: whoever is interrupted in here (Ctrl-C, a timeout, a cancelled
+        # task) leaves parts behind, and the abort that follows must find them.
+        parts = unit.prepared = self._parts(unit)
         for done, (way, part) in enumerate(parts):
             try:
                 way.prepare(part)
             except ActivityError:
                 for other, prepared in parts[:done]:
                     other.aborted(prepared)
+                unit.prepared = None
                 raise
             except Exception:  # noqa: BLE001 - a bug in one way must not keep the others from theirs
                 log_safely(logging.ERROR, "otel_activity: internal error in prepare", exc_info=True)
             finally:
                 part.outlet = None
-        unit.prepared = parts
         # One way at most writes into the transaction.
         unit.courier = next((part.courier for _, part in parts if part.courier is not None), None)
 

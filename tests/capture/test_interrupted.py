@@ -1,0 +1,164 @@
+"""Interruptions (Ctrl-C, SystemExit, a timeout) around a COMMIT, wherever Python looks for signals."""
+
+from __future__ import annotations
+
+import dis
+import sqlite3
+import sys
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+import otel_activity
+from otel_activity import semconv
+from otel_activity.capture import SQLAlchemyCapture
+from otel_activity.classes import Classes
+from otel_activity.delivery import Journaled, Memory, RoutedDelivery
+from tests.capture.support import Account, Base, Note, Open
+from tests.delivery.test_durable import LARGE, World, flush, world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import CodeType, FrameType
+
+    from sqlalchemy import Engine
+
+    from otel_activity.delivery import DurableDelivery
+    from otel_activity.events import Event
+    from otel_activity.ports import Delivery
+
+__all__ = ["world"]
+
+PACKAGE = Path(otel_activity.__file__).parent
+TRACED = {
+    str(PACKAGE / name)
+    for name in ("capture/bracket.py", "delivery/routed.py", "delivery/durable.py", "delivery/journal.py")
+}
+
+
+@cache
+def looks(code: CodeType) -> frozenset[int]:
+    """Offsets of the instructions before which Python looks for signals: behind calls, and where it loops."""
+    found = [each for each in dis.get_instructions(code) if each.opname != "CACHE"]
+    return frozenset(
+        after.offset
+        for before, after in pairwise(found)
+        if before.opname.startswith(("CALL", "JUMP_BACKWARD", "PRECALL"))
+        and not before.opname.startswith("CALL_INTRINSIC")
+    )
+
+
+class Bell:
+    """Interrupts this thread at the n-th of those places in the traced modules."""
+
+    def __init__(self, number: int, error: type[BaseException]) -> None:
+        self.left = number
+        self.error = error
+        self.where = ""
+
+    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in TRACED:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "call" or (event == "opcode" and frame.f_lasti in looks(frame.f_code)):
+            self.left -= 1
+            if self.left == 0:
+                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}:{frame.f_lasti}"
+                raise self.error
+        return self.trace
+
+
+def interrupted(number: int, error: type[BaseException], work: Callable[[], None]) -> str:
+    """Where the work was interrupted; empty when it has fewer such places than that."""
+    bell = Bell(number, error)
+    before = sys.gettrace()
+    sys.settrace(bell.trace)
+    try:
+        work()
+    except error:
+        pass
+    finally:
+        sys.settrace(before)
+    return bell.where
+
+
+def delivery_of(engine: DurableDelivery) -> Delivery:
+    """As the parts of a unit go when some entities are best-effort."""
+    journaled = Journaled(engine)
+    ways: dict[str, Delivery] = {"best_effort": Memory(engine), "durable": journaled, "strict": journaled}
+    return RoutedDelivery(ways, "durable")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """An engine on a new database."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'test.db'}")
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+def stored(path: Path) -> set[str]:
+    """Names of the rows that were committed."""
+    connection = sqlite3.connect(path / "test.db")
+    try:
+        return {name for (name,) in connection.execute("SELECT name FROM account")}
+    finally:
+        connection.close()
+
+
+def names(events: list[Event]) -> list[str]:
+    """Of the rows that the events tell of."""
+    created = [event for event in events if event.attributes[semconv.DB_COLLECTION_NAME] == "account"]
+    return [msgspec.json.decode(event.attributes[semconv.CHANGES])["name"]["after"] for event in created]
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["durable", "mixed"])
+@pytest.mark.parametrize("then", ["rollback", "commit"])
+def test_an_interruption_at_any_moment_leaves_no_record_of_what_was_rolled_back(
+    world: World, engine: Engine, tmp_path: Path, mixed: bool, then: str
+) -> None:
+    """The process dies afterwards; whoever takes its journal over delivers what was committed, once."""
+    first = world.delivery(world.road(down=True), max_bytes=64 * LARGE)
+    delivery = delivery_of(first) if mixed else Journaled(first)
+    classes = Classes("durable", ["Note=best_effort"])
+    capture = SQLAlchemyCapture(delivery, redactor=Open(), classes=classes)
+    capture.install()
+    try:
+        number, places = 0, set()
+        while True:
+            number += 1
+            with Session(engine) as session:
+                session.add_all(Account(name=f"{number} {each}") for each in "abc")
+                session.add(Note(body="in memory alone, if there is a choice"))
+                session.flush()
+                connection = session.connection()
+                where = interrupted(
+                    number,
+                    (KeyboardInterrupt, SystemExit, GeneratorExit)[number % 3],
+                    lambda connection=connection: connection.dialect.do_commit(connection.connection),  # type: ignore[misc]
+                )
+                if not where:
+                    break
+                places.add(where)
+                # What the application does next; SQLite's driver takes both when nothing is open.
+                getattr(connection.dialect, f"do_{then}")(connection.connection)
+    finally:
+        capture.uninstall()
+    assert len(places) > 40, places
+    world.kill(first)
+    heir = world.road()
+    second = world.delivery(heir)
+    second.start()
+    assert flush(second)
+    found = names(heir.taken)
+    rows = stored(tmp_path)
+    assert [name for name in found if name not in rows] == []
+    assert len(found) == len(set(found))
+    assert rows - set(found) == set()
