@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["receive"]
 
 _PORT = click.IntRange(0, 65_535)
+_SHORTEST_TOKEN = 16
+"""Characters. One of `openssl rand -hex 16` has 32; shorter than this is somebody's word, not a secret."""
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
@@ -179,7 +181,7 @@ def _token(file: str | None) -> str | None:
     """The token, from a file or the environment; never an argument, which every process can read.
 
     Raises:
-        ConfigurationError: it is empty, or cannot be a header's value.
+        ConfigurationError: it is empty or short, or cannot be a header's value.
     """
     import os
 
@@ -191,7 +193,18 @@ def _token(file: str | None) -> str | None:
         return None
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigurationError(
-            variable, "***", "not a token", "use at least one printable ASCII character, no space"
+            variable,
+            "***",
+            "not a token",
+            f"use at least {_SHORTEST_TOKEN} printable ASCII characters, no space",
+        )
+    if len(token) < _SHORTEST_TOKEN:
+        raise ConfigurationError(
+            variable,
+            "***",
+            f"a token of {len(token)} characters can be guessed",
+            f"use at least {_SHORTEST_TOKEN}, "
+            'as python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes them',
         )
     return token
 

@@ -23,6 +23,7 @@ from tests.receiver.support import JSON, PROTOBUF, Receiver, as_json, otlp_reque
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 RESOURCE = {"service.name": "shop"}
 MIB = 1 << 20
@@ -196,17 +197,41 @@ def test_records_of_others_are_refused_or_passed_over(receiver: Receiver, store_
     assert count(store_dsn) == 0
 
 
+RIGHT = "right-and-long-enough"
+
+
+@pytest.mark.parametrize("way", ["variable", "file"])
+def test_a_token_that_can_be_guessed_stops_the_start(store_dsn: str, tmp_path: Path, way: str) -> None:
+    """One line names the setting, the length and a command for a good one, never the token: status 2."""
+    short = "x7-short-secret"
+    if way == "variable":
+        name, arguments, variables = "OTEL_ACTIVITY_RECEIVE_TOKEN", [], {"OTEL_ACTIVITY_RECEIVE_TOKEN": short}
+    else:
+        (tmp_path / "token").write_text(short + "\n")
+        name, arguments, variables = "--token-file", ["--token-file", str(tmp_path / "token")], {}
+    with pytest.raises(AssertionError) as refused:
+        Receiver(store_dsn, *arguments, variables=variables)
+    assert (
+        f"status 2: Error: {name}='***': a token of 15 characters can be guessed; use at least 16, "
+        'as python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes them'
+    ) in str(refused.value)
+    assert short not in str(refused.value)
+    variables = {"OTEL_ACTIVITY_RECEIVE_TOKEN": short + "!"}
+    with Receiver(store_dsn, variables=variables) as receiver:
+        assert receiver.post(_body(), authorization=f"Bearer {short}!").status_code == 200
+
+
 def test_wrong_token_is_refused_on_both_roads(store_dsn: str) -> None:
     """Without the token there is neither storing nor metrics; with it there is."""
-    with Receiver(store_dsn, variables={"OTEL_ACTIVITY_RECEIVE_TOKEN": "right"}) as receiver:
+    with Receiver(store_dsn, variables={"OTEL_ACTIVITY_RECEIVE_TOKEN": RIGHT}) as receiver:
         assert receiver.post(_body()).status_code == 401
         assert receiver.post(_body(), authorization="Bearer wrong").status_code == 401
         assert httpx.get(f"{receiver.url}/metrics").status_code == 401
-        error = _grpc_error(receiver, _body(), ("authorization", "Bearer righ"))
+        error = _grpc_error(receiver, _body(), ("authorization", f"Bearer {RIGHT[:-1]}"))
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
         assert count(store_dsn) == 0
-        assert receiver.post(_body(), authorization="Bearer right").status_code == 200
-        receiver.call(_body(), (("authorization", "Bearer right"),))
+        assert receiver.post(_body(), authorization=f"Bearer {RIGHT}").status_code == 200
+        receiver.call(_body(), (("authorization", f"Bearer {RIGHT}"),))
         assert count(store_dsn) == 6
 
 
