@@ -59,6 +59,7 @@ _SYNC_EVERY: Final = 1.0
 _OPEN_EVERY: Final = 5.0
 _ENCODED: Final = 1024
 """Events encoded in the feeding thread before it turns to the lanes."""
+_UNANSWERED: Final = "wait until the database says what became of their transactions"
 _LAST_QUESTIONS: Final = 1.0
 """Seconds that the end waits for answers about undecided units; later, the next process asks."""
 
@@ -149,6 +150,7 @@ class DurableDelivery(Feeder):
         self._ended: deque[Held] = deque()
         self._in = self._taken_in = 0
         self._loose_in = self._loose_out = 0
+        self._loose_asked = 0
         self.loose_released = self.loose_dropped = self.strict_released = 0
         # Each is counted up by one side only, so that the feeder needs no lock of a request.
         self._kept = self._let_go = 0
@@ -379,6 +381,8 @@ class DurableDelivery(Feeder):
             return None  # after the end there is nothing to wait for, and nobody to protect
         if self._loose_in - self._loose_out >= self.capacity:
             return f"{self.capacity} events wait in memory"
+        if self._loose_asked >= self._most_loose:
+            return f"{self._loose_asked} best-effort events {_UNANSWERED}"
         for road in self._roads:
             if road.loose >= self._most_loose and not road.lane.works:
                 why = road.lane.trouble or "too many events"
@@ -387,7 +391,9 @@ class DurableDelivery(Feeder):
 
     @property
     def _most_loose(self) -> int:
-        """Events in memory alone that may wait for one exporter that is down; the others need room, too."""
+        """Events in memory alone that may wait for one exporter that is down, or for a database that cannot be
+        asked; the others need room, too.
+        """
         return self.capacity // 2
 
     def let_in(self, held: Held) -> None:
@@ -410,10 +416,36 @@ class DurableDelivery(Feeder):
             self._ensure_thread()
 
     def ask_or_release(self, held: Held) -> None:
-        """Have the database asked about an encoded unit; if it cannot be, release it as it is."""
-        if not self._ask(held):
+        """Have the database asked about an encoded unit; if it cannot be, release it as it is.
+
+        As long as nobody answers, no more than half of the capacity waits; what comes then is dropped. Nobody
+        knows for how long that is, and to guess instead would report what may not have happened.
+        """
+        asks = self._docket is not None and held.proof is not None and held.count > 0
+        with self._lock:
+            full = asks and self._loose_asked >= self._most_loose
+            if full:
+                self.dropped += held.count
+                self.loose_dropped += held.count
+            elif asks:
+                self._loose_asked += held.count
+        if full:
+            self._lost(QUEUE_FULL, held.count)
+            why = f"{self._loose_asked} {_UNANSWERED}"
+            self._say("unanswered", logging.ERROR, f"{self.dropped} events dropped so far ({why})")
+            if self._thread is None:
+                self._ensure_thread()
+        elif not self._ask(held):
+            if asks:
+                self._answered(held)
             self.undecided_units += 1
             self._release(held)
+
+    def _answered(self, held: Held) -> None:
+        """A unit no longer waits for the database."""
+        if held.loose:
+            with self._lock:
+                self._loose_asked -= held.count
 
     def encode(self, unit: Unit) -> list[Event]:
         """The events of a unit, as committed; entries that cannot be encoded are lost."""
@@ -507,6 +539,7 @@ class DurableDelivery(Feeder):
 
     def _resolved(self, held: Held, verdict: Verdict) -> None:
         """The database said what became of a unit, or that it never will."""
+        self._answered(held)
         if verdict is Verdict.COMMITTED:
             held.commit, held.error = Commit.PROVEN.value, None
         elif verdict is Verdict.ABORTED:
@@ -859,6 +892,7 @@ class DurableDelivery(Feeder):
         if self._docket is not None:
             self._docket.wait(min(deadline, time.monotonic() + _LAST_QUESTIONS))
             for held in self._docket.close(deadline):
+                self._answered(held)
                 if held.source is None:  # nobody will ever ask about it again
                     self.undecided_units += 1
                     self._release(held)

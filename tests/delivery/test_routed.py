@@ -369,6 +369,56 @@ def test_the_database_decides_about_memory_too(world: World, database: Database)
     }
 
 
+def test_undecided_units_in_memory_are_bounded(
+    world: World, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While nobody can be asked half of the capacity waits; the rest is counted, said once, and a gap."""
+    database.down = True
+    road = world.road()
+    shop = Shop(world, road, capacity=20, resolver=database)
+    for number in range(30):
+        database.fates[number] = Verdict.COMMITTED if number % 2 else Verdict.ABORTED
+        undecided(shop, Lost(number), number)
+    assert shop.engine.metrics()["journal"]["asked"] == 10
+    assert shop.engine.metrics()["deliveries"]["best_effort"]["dropped"] == 20
+    assert shop.engine.dropped == 20
+    assert caplog.text.count("events dropped so far (10 wait until the database says what became of") == 1
+    shop.commit(Loose(50), Kept(51))  # the others have room
+    wait_for(lambda: [each[semconv.GAP_COUNT] for each in gaps(road)] == [20])
+    undecided(shop, Kept(60), 60)
+    assert shop.engine.metrics()["journal"]["asked"] == 11  # a journaled one takes no memory
+    database.down = False
+    database.fates[60] = Verdict.COMMITTED
+    assert flush(shop.engine)
+    assert sorted(ids_of_entries(road)) == [1, 3, 5, 7, 9, 50, 51, 60]
+    database.fates[70] = Verdict.COMMITTED
+    undecided(shop, Lost(70), 70)  # there is room again
+    assert flush(shop.engine)
+    assert 70 in ids_of_entries(road)
+    assert shop.engine._loose_asked == 0
+
+
+def test_questions_that_nobody_answers_refuse_what_would_be_lost(world: World, database: Database) -> None:
+    """With `fail` a transaction whose best-effort events may have no room is not committed."""
+    database.down = True
+    road = world.road()
+    shop = Shop(world, road, capacity=4, resolver=database, overflow=Overflow("fail"))
+    for number in (1, 2):
+        undecided(shop, Lost(number), number)
+    with pytest.raises(DeliveryRefused, match="2 best-effort events wait until the database says"):
+        shop.router.prepare(mixed(Loose(3)))
+    shop.commit(Kept(4))
+
+
+def undecided(shop: Shop, entry: Note, number: int) -> None:
+    """A transaction whose COMMIT nobody saw the end of."""
+    made = proven(number)
+    made.entries[:] = [entry]
+    shop.router.prepare(made)
+    made.commit, made.error = Commit.UNKNOWN, "OperationalError"
+    shop.router.undecided(made, None)
+
+
 class Lost(Changed):
     """A change whose class is ``best_effort``."""
 
