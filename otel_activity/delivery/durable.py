@@ -391,8 +391,8 @@ class DurableDelivery(Feeder):
 
     @property
     def _most_loose(self) -> int:
-        """Events in memory alone that may wait for one exporter that is down, or for a database that cannot be
-        asked; the others need room, too.
+        """Events in memory alone that may wait for one exporter that is down, or for a database that
+        cannot be asked; the others need room, too.
         """
         return self.capacity // 2
 
