@@ -37,6 +37,7 @@ from otel_activity.delivery import (
     journal_directory,
     service_directory,
 )
+from otel_activity.delivery.lane import log_safely
 from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailable
 from otel_activity.frameworks import WebHooks
 from otel_activity.metrics import Captured, MeteredDelivery, anybody_reads, instruments
@@ -155,9 +156,18 @@ class _Runtime:
         self.web.uninstall()
         actions.use(None)
         self.capture.uninstall()
+        self._say_misspelt()
         self.delivery.close(deadline)
         left = self.pipeline.shutdown(deadline)
         return self.delivery.finish() and left == 0
+
+    def _say_misspelt(self) -> None:
+        """Now, because until now a model of that name could still have been imported."""
+        try:
+            for line in self.capture.misspelt():
+                log_safely(logging.WARNING, "otel_activity: %s", line)
+        except Exception:  # noqa: BLE001 - a hint must not keep what is queued from being delivered
+            log_safely(logging.DEBUG, "otel_activity: settings could not be compared", exc_info=True)
 
     def after_fork(self) -> None:
         self.pid = os.getpid()

@@ -92,6 +92,12 @@ class Classes:
         self._rules = tuple(ClassRule.parse(rule) for rule in rules)
         self._deviates = deviates
         self._reported: set[str] = set()
+        self._matched: set[str] = set()
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Patterns of rules by which nothing got its class yet."""
+        return [rule.pattern for rule in self._rules if rule.pattern not in self._matched]
 
     def of(self, asked: str | None, names: Collection[str]) -> str | None:
         """The class of an event; None for the default.
@@ -123,5 +129,6 @@ class Classes:
     def _named(self, names: Collection[str]) -> str | None:
         for rule in self._rules:
             if any(fnmatch.fnmatchcase(name, rule.pattern) for name in names):
+                self._matched.add(rule.pattern)
                 return rule.delivery
         return None

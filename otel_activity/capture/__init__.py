@@ -9,6 +9,7 @@ from otel_activity.capture.bracket import Bracket
 from otel_activity.capture.dialects import DialectHooks
 from otel_activity.capture.internals import InternalHooks, problems
 from otel_activity.capture.mapper import MapperHooks
+from otel_activity.capture.patterns import Known, misspelt
 from otel_activity.capture.plan import Planner
 from otel_activity.capture.pools import Pools, PoolUsage
 from otel_activity.capture.proof import ProofReader
@@ -53,6 +54,7 @@ class SQLAlchemyCapture:
         classes: Classes | None = None,
     ) -> None:
         classes = classes or Classes()
+        self._include, self._exclude, self._classes = include, exclude, classes
         planner = Planner(
             redactor=redactor, include=include, exclude=exclude, limit=value_length_limit, classes=classes
         )
@@ -85,6 +87,13 @@ class SQLAlchemyCapture:
             for part in reversed(self._parts):
                 part.uninstall()
             self.installed = False
+
+    def misspelt(self) -> list[str]:
+        """One line for each pattern of the settings that named nothing until now; to be asked at the end."""
+        unmatched = self._classes.unmatched
+        if not (self._include or self._exclude or unmatched):
+            return []
+        return list(misspelt(Known(), include=self._include, exclude=self._exclude, rules=unmatched))
 
     def after_fork(self) -> None:
         """Forget the parent's open transactions."""
