@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.support import World, events, rows, wait_for_line
+from tests.faults.disks import OWN_MOUNTS, require_mounts
 from tests.faults.test_kills import settle
-from tests.support import skip_missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,14 +24,11 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts file systems"),
 ]
 
-OWN_MOUNTS = ("unshare", "--map-root-user", "--mount")
-
 
 @pytest.fixture
 def start(durable: World) -> Callable[..., subprocess.Popen[str]]:
     """Starts a program in a mount namespace of its own, after some commands of a shell."""
-    if subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False).returncode != 0:
-        skip_missing("this kernel lets nobody mount a file system of his own")
+    require_mounts()
 
     def started(commands: str, *program: str, **extra: str) -> subprocess.Popen[str]:
         command = f'{commands} && exec opentelemetry-instrument python "$@"'

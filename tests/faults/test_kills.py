@@ -17,7 +17,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,6 +25,7 @@ from otel_activity.embedded import EmbeddedPostgres
 from otel_activity.postgres import schema
 from tests.e2e.support import NOTHING, World, events, journals, relay, rows, unexplained, wait_for_line
 from tests.e2e.test_auto_instrumentation import wait_until_ready
+from tests.faults.disks import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,25 +197,6 @@ def test_a_crashing_database_loses_nothing(
     assert len(rows(durable)) > 50
     # Two threads, two events a transaction. After a crash of the server a committed id proves nothing.
     assert len([fate for _, _, fate in events(durable) if fate == "unknown"]) <= 4 * 6
-
-
-class SmallDisk(NamedTuple):
-    """A file system of a few kilobytes, in a namespace of its own."""
-
-    directory: Path
-    namespace: list[str]
-    mount: str
-
-
-def small_disk(parent: Path, size: str) -> SmallDisk:
-    """What makes one. Without the right to do so the test is skipped."""
-    directory = parent / "small"
-    directory.mkdir()
-    namespace = ["unshare", "--map-root-user", "--mount"]
-    mount = f"mount -t tmpfs -o size={size} tmpfs {directory}"
-    if subprocess.run([*namespace, "sh", "-c", mount], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this kernel lets nobody mount a file system of his own")
-    return SmallDisk(directory, namespace, mount)
 
 
 def test_a_full_disk_loses_nothing(durable: World, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from otel_activity.store.gaps import Kind, find_gaps
 from tests.cli.support import run
 from tests.e2e.support import World, events, journals, relay, rows, wait_for_line
-from tests.faults.test_kills import small_disk
+from tests.faults.disks import small_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
