@@ -6,6 +6,7 @@ nothing of this runs, and what is installed is the same Python, interpreted: see
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,12 +30,12 @@ class CompileHook(BuildHookInterface[Any]):
         Raises:
             RuntimeError: the modules cannot be compiled here.
         """
-        self._temporary = tempfile.mkdtemp()
-        built = Path(self._temporary, "lib")
+        self._temporary = tempfile.TemporaryDirectory()  # gone with this object, whatever happens
+        built = Path(self._temporary.name, "lib")
         try:
-            paths = _compile(Path(self.root), self.config["modules"], Path(self._temporary), built)
-        except Exception as error:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            with contextlib.chdir(self.root):
+                paths = _compile(self.config["modules"], Path(self._temporary.name), built)
+        except (Exception, SystemExit) as error:  # with the latter mypyc reports errors of its own
             raise RuntimeError(
                 f"modules cannot be compiled ({error}): install a C compiler and Python's headers, "
                 "or build without HATCH_BUILD_HOOKS_ENABLE"
@@ -48,13 +49,9 @@ class CompileHook(BuildHookInterface[Any]):
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
 
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Called when the wheel is written."""
-        shutil.rmtree(self._temporary, ignore_errors=True)
 
-
-def _compile(root: Path, modules: list[str], temporary: Path, built: Path) -> list[Path]:
-    """The compiled files of some modules, below `built`."""
+def _compile(modules: list[str], temporary: Path, built: Path) -> list[Path]:
+    """The compiled files of some modules, below `built`. Their paths are relative: they stay in the files."""
     from mypyc.build import mypycify  # here: only a build that compiles has it installed
     from setuptools import Distribution
 
@@ -66,7 +63,7 @@ def _compile(root: Path, modules: list[str], temporary: Path, built: Path) -> li
         f"--cache-dir={temporary / 'cache'}",
     ]
     extensions = mypycify(
-        [*options, *(str(root / module) for module in modules)],
+        [*options, *modules],
         opt_level="3",
         debug_level="0",
         target_dir=str(temporary / "c"),

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import signal
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -36,14 +37,17 @@ settings.load_profile("any-machine")
 
 
 def pytest_configure() -> None:
-    """Compiled modules hide their sources: old ones would make every result a lie."""
-    for built in Path(otel_activity.__file__).parent.rglob("*.*"):
-        source = built.with_name(f"{built.name.partition('.')[0]}.py")
-        if built.suffix in {".so", ".pyd"} and source.stat().st_mtime > built.stat().st_mtime:
-            raise pytest.UsageError(
-                f"{source} is newer than {built.name}, which was compiled of it and hides it: delete that, "
-                'or HATCH_BUILD_HOOKS_ENABLE=1 pip install -e ".[test]"'
-            )
+    """Compiled modules hide their sources, and hold constants of others: old ones make results a lie."""
+    package = Path(otel_activity.__file__).parent
+    compiled = [path for suffix in EXTENSION_SUFFIXES for path in package.rglob(f"*{suffix}")]
+    if not compiled:
+        return
+    newest = max(package.rglob("*.py"), key=lambda path: path.stat().st_mtime)
+    if newest.stat().st_mtime > min(path.stat().st_mtime for path in compiled):
+        raise pytest.UsageError(
+            f"{newest} is newer than the compiled {compiled[0].name}: delete what was compiled "
+            '(CONTRIBUTING.md says how), or HATCH_BUILD_HOOKS_ENABLE=1 pip install -e ".[test]"'
+        )
 
 
 def pytest_report_header() -> str | None:

@@ -48,8 +48,9 @@ _SMALL: Final = MAX_VALUES * 2
 _CHANGES: Final = semconv.CHANGES.encode()
 _TRACE_SIZES: Final = frozenset({0, 16})
 _SPAN_SIZES: Final = frozenset({0, 8})
-_BREATH: Final = 0xFF
-"""Records, or values of odd records, between two chances for other threads, less one."""
+_BREATH: Final = 256
+_BREATH_BYTES: Final = 1 << 18
+"""Fields or values, and bytes of records, between two chances for other threads."""
 _encode: Final = msgspec.json.Encoder().encode
 _DOUBLE: Final = struct.Struct("<d")
 
@@ -100,6 +101,7 @@ class ProtobufDecoder:
         try:
             for number, start, end in _fields(body, 0, len(body)):
                 if number == 1:
+                    decoded.count_part()
                     self._resource_logs(decoded, body, start, end)
         except (DecodeError, IndexError, struct.error):
             raise BadRequest("the protobuf is damaged or cut off") from None
@@ -114,6 +116,7 @@ class ProtobufDecoder:
             if number == 1:
                 resource = body[first:last]
             elif number == 2:
+                decoded.count_part()
                 scopes.append((first, last))
         for first, last in scopes:
             self._scope_logs(decoded, resource, body, first, last)
@@ -138,13 +141,16 @@ class ProtobufDecoder:
         origin = self._origin(resource)
         rows = decoded.rows
         before = len(rows)
-        for number, (first, last) in enumerate(records, 1):
+        left = _BREATH_BYTES
+        for first, last in records:
             row = self._row(body[first:last], origin)
             if row is None:
                 decoded.foreign += 1
             else:
                 rows.append(row)
-            if not number & _BREATH:
+            left -= last - first
+            if left < 0:
+                left = _BREATH_BYTES
                 _breathe()
         if len(rows) > before:
             decoded.resources[origin.key] = origin.resource
@@ -406,13 +412,18 @@ class _Budget:
         self.left -= 1
         if self.left < 0:
             raise BadRequest(f"a record has more than {MAX_VALUES} values")
-        if not self.left & _BREATH:
+        if not self.left % _BREATH:
             _breathe()
 
 
 def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
     """The fields of a message that have a length: number, start and end. Others are passed over."""
+    left = _BREATH
     while position < end:
+        left -= 1
+        if not left:
+            left = _BREATH
+            _breathe()
         tag, position = _varint(data, position)
         wire = tag & 7
         if wire == _LENGTH:

@@ -198,14 +198,14 @@ class RecordLines:
                     elif single == SEQUENCE:
                         if data[first] != 0x18:
                             return None
+                        # Nine bytes hold 63 bits: no sign.
+                        if size > 10 or data[last - 1] > 0x7F:
+                            return None
                         sequence = data[last - 1]
                         for index in range(last - 2, first, -1):
                             if data[index] < 0x80:
                                 return None
                             sequence = sequence << 7 | data[index] & 0x7F
-                        # Nine bytes hold 63 bits: no sign.
-                        if size > 10 or data[last - 1] > 0x7F:
-                            return None
                         fields[SEQUENCE] = b"%d" % sequence
                     else:
                         if data[first] != 0x0A or data[first + 1] != size - 2 or not 2 < size < 0x82:

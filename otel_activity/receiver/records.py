@@ -52,12 +52,24 @@ class Decoded:
         resources: theirs, by id.
         records: how many records there were.
         foreign: how many of them are not ours.
+        parts: how many resources and scopes they stand in, empty ones included.
     """
 
     rows: list[Row] = field(default_factory=list)
     resources: dict[str, ResourceInfo] = field(default_factory=dict)
     records: int = 0
     foreign: int = 0
+    parts: int = 0
+
+    def count_part(self) -> None:
+        """Add a resource or a scope.
+
+        Raises:
+            TooLarge: there are too many in the request; empty ones cost time, too.
+        """
+        self.parts += 1
+        if self.parts > MAX_RECORDS:
+            raise TooLarge(f"more than {MAX_RECORDS} resources and scopes; send smaller batches")
 
     def count(self, records: int) -> None:
         """Add records of one scope.

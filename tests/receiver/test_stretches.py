@@ -19,14 +19,16 @@ from otel_activity.codec.otlp import envelope, log_request
 from otel_activity.receiver import protobuf
 from otel_activity.receiver.fragments import is_plain
 from otel_activity.receiver.protobuf import ProtobufDecoder
-from otel_activity.receiver.records import MAX_VALUES, BadRequest, Decoded
+from otel_activity.receiver.recordlines import RecordLines
+from otel_activity.receiver.records import MAX_RECORDS, MAX_VALUES, BadRequest, TooLarge
 from tests.postgres.support import make_event
 from tests.receiver.support import columns_of, field, otlp_request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from otel_activity.events import Event
+    from otel_activity.receiver.records import Decoded
 
 RESOURCE: dict[str, Any] = {"service.name": "shop"}
 _SHORT = st.sampled_from(["", "a", "b", "open", "done", "\t", '"', "é", "\u2028", "\x7f", "$json", "x" * 125])
@@ -258,27 +260,70 @@ def test_plain_text_is_what_neither_json_nor_copy_escapes() -> None:
         assert is_plain(chr(code).encode()) is expected, hex(code)
 
 
-def test_a_long_request_lets_other_threads_run() -> None:
-    """Decoding gives the interpreter away every few hundred records, also where nothing interprets it."""
-    body = _body([typical_event(1)] * 20_000)
-    decoder = ProtobufDecoder()
-    decoded = Decoded()
-    seen = set()
-    done = threading.Event()
+def _many_records() -> bytes:
+    return _body([typical_event(1)] * 20_000)
+
+
+def _many_attributes() -> bytes:
+    """Records of 20,000 attributes each."""
+    record = b"".join(field(6, b"\x0a\x02%02x" % (n % 256)) for n in range(20_000))
+    return _enclosed(field(2, record) * 40)
+
+
+def _many_fields() -> bytes:
+    """Fields that nobody knows."""
+    return _enclosed(b"\x98\x06\x01" * 1_000_000)
+
+
+def _enclosed(records: bytes) -> bytes:
+    """Records of our scope as a request."""
+    scope = field(1, field(1, semconv.SCOPE_NAME.encode()))
+    return field(1, field(2, scope + records))
+
+
+@pytest.mark.parametrize("make", [_many_records, _many_attributes, _many_fields])
+def test_a_long_request_lets_other_threads_run(make: Callable[[], bytes]) -> None:
+    """Decoding gives the interpreter away again and again, also where nothing interprets it."""
+    body = make()
+    turns = 0
+    begun, done = threading.Event(), threading.Event()
 
     def watch() -> None:
+        nonlocal turns
+        begun.set()
         while not done.is_set():
-            seen.add(len(decoded.rows))
+            turns += 1
             time.sleep(0)
 
-    ((_, start, end),) = protobuf._fields(body, 0, len(body))
+    decoder = ProtobufDecoder()
     thread = threading.Thread(target=watch)
     gc.disable()  # its callbacks are interpreted, and would let others run
     thread.start()
+    begun.wait()
+    before = turns
     try:
-        decoder._resource_logs(decoded, body, start, end)
+        decoder.decode(body)
+        after = turns
     finally:
         gc.enable()
         done.set()
         thread.join()
-    assert len(seen) > 6  # what is new to the decoder is interpreted: a few in any case
+    assert after - before > 6  # what is new to the decoder is interpreted: a few in any case
+
+
+def test_a_sequence_of_any_length_is_refused_at_once() -> None:
+    """What is too long for a number is not made a number first: that would take quadratic time."""
+    value = b"\x18" + b"\xff" * 16_000 + b"\x7f"
+    attribute = field(1, semconv.SEQUENCE.encode()) + field(2, value)
+    record = field(6, attribute) + field(12, semconv.ENTITY_UPDATED.encode())
+    lines = RecordLines(lambda _: None, lambda _: None)
+    assert lines.line(record, b"") is None
+    with pytest.raises(BadRequest):
+        ProtobufDecoder().decode(_enclosed(field(2, record)))
+
+
+@pytest.mark.parametrize("part", [field(1, b""), field(1, field(2, b"") * 10)])
+def test_empty_parts_are_bounded(part: bytes) -> None:
+    """Resources and scopes without records are work as well."""
+    with pytest.raises(TooLarge):
+        ProtobufDecoder().decode(part * (MAX_RECORDS + 1))
