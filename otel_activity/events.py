@@ -5,12 +5,20 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
 import msgspec
 import uuid_utils
 
-from otel_activity.semconv import ACTION, CHANGES
+from otel_activity.semconv import (
+    ACTION,
+    CHANGES,
+    DB_COLLECTION_NAME,
+    DB_NAMESPACE,
+    DB_OPERATION_NAME,
+    SEQUENCE,
+    STREAM_ID,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +29,7 @@ __all__ = [
     "Event",
     "Hashed",
     "Outlet",
+    "PackedEvent",
     "Performed",
     "Proof",
     "Redacted",
@@ -58,7 +67,8 @@ class Event(msgspec.Struct, gc=False, kw_only=True):
     Values in `attributes` are plain JSON values (None, bool, int within 64 bit, finite float, str without
     lone surrogates, list, dict with str keys); every other Python value has been through `codec.encode`.
     Secrets have been removed before an `Event` exists. One value may be packed: `packed` makes
-    ``activity.changes`` its own JSON (`msgspec.Raw`), and `plain_attributes` undoes that.
+    ``activity.changes`` its own JSON (`msgspec.Raw`), and `plain_attributes` undoes that;
+    of a `PackedEvent` all of them are.
 
     Attributes:
         id: UUIDv7 as text, the idempotency key (``log.record.uid``).
@@ -85,10 +95,136 @@ class Event(msgspec.Struct, gc=False, kw_only=True):
 
     def plain_attributes(self) -> dict[str, Any]:
         """The attributes with nothing packed; the same dict when nothing is."""
-        changes = self.attributes.get(CHANGES)
+        attributes = self.attributes
+        changes = attributes.get(CHANGES)
         if type(changes) is not msgspec.Raw:
-            return self.attributes
-        return {**self.attributes, CHANGES: msgspec.json.decode(changes)}
+            return attributes
+        return {**attributes, CHANGES: msgspec.json.decode(changes)}
+
+    def place(self, stream: str, sequence: int) -> None:
+        """Give it its place in a stream."""
+        self.attributes[STREAM_ID] = stream
+        self.attributes[SEQUENCE] = sequence
+
+    @property
+    def table(self) -> tuple[Any, Any, Any]:
+        """Namespace, collection and operation of the database; empty texts where it has none."""
+        found = self.attributes.get
+        return found(DB_NAMESPACE, ""), found(DB_COLLECTION_NAME, ""), found(DB_OPERATION_NAME, "")
+
+    def unpacked(self) -> Event:
+        """Itself, or what it is when its attributes are no text any more."""
+        return self
+
+
+class Glance(msgspec.Struct, gc=False):
+    """What can be seen of packed attributes without making values of all of them.
+
+    Attributes:
+        changes: the JSON of ``activity.changes``.
+        namespace: see `Event.table`, as the others.
+    """
+
+    changes: msgspec.Raw = msgspec.field(name=CHANGES, default=msgspec.Raw())
+    namespace: Any = msgspec.field(name=DB_NAMESPACE, default="")
+    collection: Any = msgspec.field(name=DB_COLLECTION_NAME, default="")
+    operation: Any = msgspec.field(name=DB_OPERATION_NAME, default="")
+
+
+class _Text(Event, gc=False, kw_only=True, rename={"attributes": "-", "text": "attributes"}):
+    """The fields of `PackedEvent`; a decoder of JSON fills `text` with what the attributes are written as."""
+
+    attributes: dict[str, Any] = msgspec.field(default_factory=dict)
+    text: msgspec.Raw
+    stream: str = ""
+    sequence: int = 0
+    seen: Glance | None = None
+
+
+class PackedEvent(_Text, gc=False, kw_only=True):
+    """An event as a journal has it: its attributes are JSON text until somebody asks for them.
+
+    A store that is given JSON needs no values, and making them is most of the work of reading a journal.
+
+    Attributes:
+        text: JSON of the attributes but for the place in a stream; empty once they were unpacked.
+        stream: ``activity.stream.id``, if it has its place.
+        sequence: ``activity.sequence``.
+    """
+
+    @property  # type: ignore[misc]  # a field of the parent, filled late
+    def attributes(self) -> dict[str, Any]:
+        """The attributes, unpacked by the first who asks; what changed stays JSON: see `packed`."""
+        if self.text:
+            attributes = _unpacked(bytes(self.text), self.glance().changes)
+            if self.stream:
+                attributes[STREAM_ID], attributes[SEQUENCE] = self.stream, self.sequence
+            _set_attributes(self, attributes)
+            self.text = msgspec.Raw()
+        filled: dict[str, Any] = _get_attributes(self)
+        return filled
+
+    @attributes.setter
+    def attributes(self, value: dict[str, Any]) -> None:
+        _set_attributes(self, value)
+        self.text = msgspec.Raw()
+
+    def glance(self) -> Glance:
+        """What can be seen without unpacking.
+
+        Raises:
+            ValueError: the text is no JSON object.
+        """
+        seen = self.seen
+        if seen is None:
+            seen = self.seen = _look(self.text)
+        return seen
+
+    def place(self, stream: str, sequence: int) -> None:
+        """Give it its place in a stream."""
+        if not self.text:
+            super().place(stream, sequence)
+        self.stream, self.sequence = stream, sequence
+
+    @property
+    def table(self) -> tuple[Any, Any, Any]:
+        """As `Event.table`."""
+        seen = self.glance()
+        return seen.namespace, seen.collection, seen.operation
+
+    def unpacked(self) -> Event:
+        """As `Event.unpacked`."""
+        return Event(
+            id=self.id,
+            name=self.name,
+            time=self.time,
+            attributes=self.attributes,
+            observed=self.observed,
+            severity=self.severity,
+            trace_id=self.trace_id,
+            span_id=self.span_id,
+            trace_flags=self.trace_flags,
+        )
+
+
+_get_attributes: Final = Event.__dict__["attributes"].__get__
+_set_attributes: Final = Event.__dict__["attributes"].__set__
+_look: Final = msgspec.json.Decoder(Glance).decode
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_CHANGES_KEY: Final = f'"{CHANGES}":'.encode()
+
+
+def _unpacked(text: bytes, changes: msgspec.Raw) -> dict[str, Any]:
+    """Attributes from their JSON, with what changed as the JSON that it was."""
+    start = text.find(_CHANGES_KEY) + len(_CHANGES_KEY)
+    # Within a text the quotes would be escaped: this is a key. There is one, and so it is ours or in a value.
+    if start >= len(_CHANGES_KEY) and text.find(_CHANGES_KEY, start) < 0:
+        known = bytes(changes)
+        if known not in {b"", b"null"} and text.startswith(known, start):
+            attributes = _decode(b"%bnull%b" % (text[:start], text[start + len(known) :]))
+            attributes[CHANGES] = msgspec.Raw(known)
+            return attributes
+    return _decode(text)
 
 
 def packed(value: Any) -> msgspec.Raw:

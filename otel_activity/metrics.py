@@ -496,12 +496,7 @@ class Captured:
     def _count(self, event: Event) -> None:
         if not event.name.startswith(_ENTITY):
             return
-        found = event.attributes.get
-        key = (
-            found(semconv.DB_NAMESPACE, ""),
-            found(semconv.DB_COLLECTION_NAME, ""),
-            found(semconv.DB_OPERATION_NAME, ""),
-        )
+        key = event.table
         counts = self._counts
         if key not in counts and len(counts) >= MOST_TABLES:
             key = ("", _OTHER, key[2])

@@ -11,7 +11,7 @@ from otel_activity.codec.rows import copy_line, escaped, plain_resource, resourc
 if TYPE_CHECKING:
     from otel_activity.events import Event, ResourceInfo
 
-__all__ = ["Origin", "Row", "origin_of", "row_of"]
+__all__ = ["EventRow", "Origin", "Row", "origin_of", "row_of"]
 
 
 class Row(msgspec.Struct, gc=False):
@@ -34,12 +34,14 @@ class Row(msgspec.Struct, gc=False):
         raise NotImplementedError
 
 
-class _EventRow(Row):
+class EventRow(Row):
+    """The row of an event that is at hand."""
+
     source: Any = None
 
     def event(self) -> Event:
         found: Event = self.source
-        return found
+        return found.unpacked()
 
 
 class Origin(NamedTuple):
@@ -63,6 +65,6 @@ def origin_of(resource: ResourceInfo) -> Origin:
 def row_of(event: Event, service: str, key: str) -> Row:
     """The row of any event, by `rows.copy_line`; `service` and `key` are its `Origin`'s."""
     try:
-        return _EventRow(event.time, copy_line(event, service, key), key, "", event)
+        return EventRow(event.time, copy_line(event, service, key), key, "", event)
     except Exception as error:  # noqa: BLE001 - one odd record must never cost the batch
-        return _EventRow(event.time, b"", key, f"{type(error).__name__}: {error}", event)
+        return EventRow(event.time, b"", key, f"{type(error).__name__}: {error}", event)

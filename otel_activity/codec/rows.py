@@ -32,6 +32,7 @@ __all__ = [
     "copy_line",
     "escaped",
     "event_from_row",
+    "fields_to_name",
     "is_uuid",
     "json_text",
     "plain_resource",
@@ -140,13 +141,10 @@ def copy_line(event: Event, service: str, resource_id: str) -> bytes:
         rest[semconv.STREAM_ID], stream_id = stream_id, ""
     if sequence is not None and (type(sequence) is not int or not -_INT64 <= sequence < _INT64):
         rest[semconv.SEQUENCE], sequence = sequence, None
-    # + 0 makes a plain number of an enum's member, at half the cost of int().
-    trace_id, span_id, observed = event.trace_id, event.span_id, event.observed
+    observed = event.observed
     head = (
         f"{timestamp(event.time)}\t{escaped(event.id)}\t{timestamp(observed) if observed else ''}\t"
-        f"{event.severity + 0}\t{event.trace_flags & 0xFF}\t"
-        f"{trace_id.to_bytes(16).hex() if trace_id else ''}\t{span_id.to_bytes(8).hex() if span_id else ''}\t"
-        f"{_label(event.name)}\t{_text_columns(texts, rest)}\t"
+        f"{fields_to_name(event)}\t{_text_columns(texts, rest)}\t"
         f"{transaction_id}\t{stream_id}\t{'' if sequence is None else sequence}\t"
         f"{_label(service)}\t{resource_id}\t"
     )
@@ -158,6 +156,21 @@ def copy_line(event: Event, service: str, resource_id: str) -> bytes:
             documents = _fields(_storable(changes), _storable(rest))
         documents = documents.replace(b"\\", b"\\\\")
     return head.encode() + documents
+
+
+def fields_to_name(event: Event) -> str:
+    """The fields from ``severity`` to ``name``, joined by tabs.
+
+    Raises:
+        ValueError, TypeError, OverflowError: see `copy_line`.
+    """
+    # + 0 makes a plain number of an enum's member, at half the cost of int().
+    trace_id, span_id = event.trace_id, event.span_id
+    return (
+        f"{event.severity + 0}\t{event.trace_flags & 0xFF}\t"
+        f"{trace_id.to_bytes(16).hex() if trace_id else ''}\t{span_id.to_bytes(8).hex() if span_id else ''}\t"
+        f"{_label(event.name)}"
+    )
 
 
 def _fields(changes: Any, rest: Any) -> bytes:

@@ -670,7 +670,7 @@ class DurableDelivery(Feeder):
             with suppress(OSError, ValueError):
                 payload = source.journal.read(place)
                 if payload is not None:
-                    return decode_unit(payload)[0]
+                    return list(decode_unit(payload)[0])
         return []
 
     def _unreadable(self, held: Held) -> None:

@@ -61,8 +61,7 @@ class Stream:
 
     def place(self, event: Event, sequence: int) -> None:
         """Give the event a place that was reserved."""
-        event.attributes[semconv.STREAM_ID] = self.id
-        event.attributes[semconv.SEQUENCE] = sequence
+        event.place(self.id, sequence)
 
 
 @dataclass(frozen=True)

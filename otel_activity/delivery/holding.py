@@ -11,7 +11,7 @@ import msgspec
 from otel_activity import semconv
 from otel_activity.delivery.journal import ON_PAGE, Journal, Losses, Place
 from otel_activity.delivery.page import ROOM
-from otel_activity.events import Commit, Event, Proof, Severity
+from otel_activity.events import Commit, Event, PackedEvent, Proof, Severity
 from otel_activity.semconv import ROLLED_BACK
 
 if TYPE_CHECKING:
@@ -69,32 +69,12 @@ class _Prepared(msgspec.Struct, array_like=True):
     proof: Proof | None = None
 
 
-class _Stored(msgspec.Struct, gc=False):
-    """An `Event` as it is written, its attributes not read yet."""
-
-    id: str
-    name: str
-    time: int
-    attributes: msgspec.Raw
-    observed: int
-    severity: int
-    trace_id: int
-    span_id: int
-    trace_flags: int
-
-
 class _ReadBack(msgspec.Struct, array_like=True):
     """As `_Prepared`."""
 
-    events: list[_Stored]
+    events: list[PackedEvent]
     traces: list[str] | None = None
     proof: Proof | None = None
-
-
-class _Changes(msgspec.Struct, gc=False):
-    """Of an event's attributes what changed."""
-
-    changes: msgspec.Raw | msgspec.UnsetType = msgspec.field(name=semconv.CHANGES, default=msgspec.UNSET)
 
 
 class _Released(msgspec.Struct, array_like=True):
@@ -111,14 +91,11 @@ class _Released(msgspec.Struct, array_like=True):
 _REPORTED: Final = Commit.REPORTED.value
 # JSON, because an event's changes are JSON text already and go in as they are.
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_unit = msgspec.json.Decoder(_ReadBack).decode
-_decode_changes = msgspec.json.Decoder(_Changes).decode
 _decode_release = msgspec.json.Decoder(_Released).decode
 _decode_cursors = msgspec.json.Decoder(dict[str, int]).decode
 
 
-_CHANGES_KEY: Final = f'"{semconv.CHANGES}":'.encode()
 _RELEASED_REPORTED: Final = _encode(_Released(_REPORTED))
 """What a release was until its count was written with it."""
 _MOST_USUAL: Final = 256
@@ -145,45 +122,16 @@ def encode_unit(events: list[Event], proof: Proof | None = None) -> bytes:
             event.trace_id = trace
 
 
-def decode_unit(payload: bytes) -> tuple[list[Event], Proof | None]:
+def decode_unit(payload: bytes) -> tuple[list[PackedEvent], Proof | None]:
     """The events of a prepared record, and its proof.
 
     Raises:
         ValueError: the payload is none.
     """
     unit = _decode_unit(memoryview(payload)[_COUNT.size :])
-    events = [_event(stored) for stored in unit.events]
-    for event, trace in zip(events, unit.traces or (), strict=False):
+    for event, trace in zip(unit.events, unit.traces or (), strict=False):
         event.trace_id = int(trace, 16)
-    return events, unit.proof
-
-
-def _event(stored: _Stored) -> Event:
-    return Event(
-        id=stored.id,
-        name=stored.name,
-        time=stored.time,
-        attributes=_attributes(bytes(stored.attributes)),
-        observed=stored.observed,
-        severity=stored.severity,
-        trace_id=stored.trace_id,
-        span_id=stored.span_id,
-        trace_flags=stored.trace_flags,
-    )
-
-
-def _attributes(text: bytes) -> dict[str, Any]:
-    """Attributes from their JSON. What changed stays JSON, as it was before: see `events.packed`."""
-    start = text.find(_CHANGES_KEY) + len(_CHANGES_KEY)
-    # Within a text the quotes would be escaped: this is a key. There is one, and so it is ours or in a value.
-    if start >= len(_CHANGES_KEY) and text.find(_CHANGES_KEY, start) < 0:
-        found = _decode_changes(text).changes
-        changes = b"" if found is msgspec.UNSET else bytes(found)
-        if changes and text.startswith(changes, start):
-            attributes = _decode(b"%bnull%b" % (text[:start], text[start + len(changes) :]))
-            attributes[semconv.CHANGES] = msgspec.Raw(changes)
-            return attributes
-    return _decode(text)
+    return unit.events, unit.proof
 
 
 def encode_losses(events: Sequence[Event]) -> bytes:

@@ -66,10 +66,10 @@ def notes(home: Path) -> Iterator[Note]:
             events: list[Event] = []
             for record, _ in journal.recover(Losses()):
                 if record.kind == PREPARED:
-                    events += decode_unit(record.payload)[0]
+                    events += (event.unpacked() for event in decode_unit(record.payload)[0])
             payload = journal.losses()
             if payload:
-                events += decode_unit(payload)[0]
+                events += (event.unpacked() for event in decode_unit(payload)[0])
             yield Note(journal, events)
     except (OSError, ValueError) as error:
         log_safely(

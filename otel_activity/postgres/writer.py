@@ -11,7 +11,8 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from otel_activity.codec.lines import origin_of, row_of
+from otel_activity.codec.lines import origin_of
+from otel_activity.codec.packed import PackedLines
 from otel_activity.codec.rows import json_text
 from otel_activity.postgres.failures import is_data_error, store_failure
 from otel_activity.postgres.months import Months
@@ -103,6 +104,7 @@ class EventWriter:
         """What was quarantined by the last write."""
         self._origins: dict[int, tuple[ResourceInfo, Origin]] = {}
         self._stored_resources: set[str] = set()
+        self._packed = PackedLines()
 
     def write(self, events: Sequence[Event], resource: ResourceInfo) -> WriteResult:
         """Store a batch in one transaction. Sending the same batch again changes nothing.
@@ -112,10 +114,11 @@ class EventWriter:
         """
         origin = self._origin(resource)
         left = iter(events)
+        row_of = self._packed.row_of
 
         def parts() -> Iterator[list[Row]]:
             while part := list(islice(left, RECORDS_PER_WRITE)):
-                yield [row_of(event, origin.service, origin.key) for event in part]
+                yield [row_of(event, origin) for event in part]
 
         return self._write(events, parts(), {origin.key: origin.resource})
 
