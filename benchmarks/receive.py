@@ -151,6 +151,8 @@ def main(dsn: str | None, events: int, batch: int, senders: int, rounds: int, st
     click.echo(f"of plain COPY    {ratio:5.2f}            {_verdict(ratio >= RATIO)} (>= {RATIO})")
     click.echo(f"CPU          {min(each.cpu for each in received):9.1f} us an event in the receiver")
     click.echo(f"memory       {peak:9,.0f} MB at most")
+    if not is_compiled():
+        click.echo("Compiled it takes about twice as many: docs/receiver.md, Speed.")
     if strict and (best.rate < ENOUGH or ratio < RATIO):
         raise SystemExit(3)
 
