@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.orm import mapperlib
+
+from otel_activity.capture.plan import table_names
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -31,12 +33,8 @@ class Known:
         for registry in list(getattr(mapperlib, "_all_registries", set)()):
             for mapper in list(registry.mappers):
                 self.models.add(mapper.class_.__name__)
-                self._add(mapper.tables)
-            self._add(list(registry.metadata.tables.values()))
-
-    def _add(self, tables: Iterable[Any]) -> None:
-        for table in tables:
-            self.tables |= {str(table.name), str(getattr(table, "fullname", table.name))}
+                self.tables.update(table_names(mapper.tables))
+            self.tables.update(table_names(list(registry.metadata.tables.values())))
 
 
 def misspelt(
@@ -55,11 +53,11 @@ def misspelt(
     """
     if not known.tables:
         return
+    both = known.tables | known.models
     for setting, patterns in (("INCLUDE", include), ("EXCLUDE", exclude)):
         for pattern in dict.fromkeys(patterns):
-            if not _matches(pattern, known.tables | known.models):
+            if not _matches(pattern, both):
                 yield _line(setting, pattern, "no table", _near(pattern, known.tables))
-    both = known.tables | known.models
     for pattern in dict.fromkeys(rules):
         near = [] if _matches(pattern, both) else _near(pattern, both)
         if near:

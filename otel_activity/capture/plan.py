@@ -39,6 +39,7 @@ __all__ = [
     "TablePlan",
     "entity_id",
     "is_expression",
+    "table_names",
 ]
 
 
@@ -379,7 +380,7 @@ class Planner:
                 rules = self._rules.of_mapper(mapper)
                 plan = Plan(mapper, rules, self._redactor, self._limit)
                 classes = [each.class_.__name__ for each in mapper.iterate_to_root()]
-                plan.delivery = self._classes.of(rules.delivery, (*classes, *_names(mapper.tables)))
+                plan.delivery = self._classes.of(rules.delivery, (*classes, *table_names(mapper.tables)))
             self._warn_of_models(mapper, captured=plan is not None)
             self.plans[mapper] = plan
             return plan
@@ -389,7 +390,7 @@ class Planner:
         setting, patterns = ("EXCLUDE", self._exclude) if captured else ("INCLUDE", self._include)
         model = mapper.class_.__name__
         if any(fnmatch.fnmatchcase(model, pattern) for pattern in patterns):
-            if not captured and self._left_out(_names(mapper.tables)):
+            if not captured and self._left_out(table_names(mapper.tables)):
                 return
             _logger.error(
                 "otel_activity: OTEL_ACTIVITY_%s names the model %s, but tables are meant: its changes are "
@@ -417,12 +418,12 @@ class Planner:
             if self._audited([table]):
                 rules = self._rules.of_table(table, mapper.registry)
                 plan = SecondaryPlan(table, rules, self._redactor, self._limit)
-                plan.delivery = self._classes.of(rules.delivery, _names([table]))
+                plan.delivery = self._classes.of(rules.delivery, table_names([table]))
             self._tables[table] = plan
             return plan
 
     def _audited(self, tables: Iterable[Any]) -> bool:
-        names = _names(tables)
+        names = table_names(tables)
         if self._left_out(names):
             return False
         return not self._include or any(
@@ -433,7 +434,7 @@ class Planner:
         return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._exclude)
 
 
-def _names(tables: Iterable[Any]) -> list[str]:
+def table_names(tables: Iterable[Any]) -> list[str]:
     """By what the settings may mean tables: with and without schema."""
     return [
         name for table in tables for name in (str(table.name), str(getattr(table, "fullname", table.name)))
