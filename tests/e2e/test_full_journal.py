@@ -142,6 +142,15 @@ def shop(
     postgres_server.drop_database(name)
 
 
+def refuse_half(shop: Shop, large: str, *, twophase: bool) -> None:
+    """A transaction over both databases, of which the journal has no room for one half."""
+    with shop.two(twophase=twophase) as session:
+        session.add(Parcel(label="x" * (5000 if large == "parcel" else 1)))
+        session.add(Invoice(label="x" * (5000 if large == "invoice" else 1)))
+        with pytest.raises(DeliveryRefused):
+            session.commit()
+
+
 def back(shop: Shop) -> None:
     """The store is there again, and has everything."""
     shop.store(there=True)
@@ -188,11 +197,7 @@ def test_a_transaction_that_is_refused_half_way_is_rolled_back_in_both(shop: Sho
     """There is room for one half: whichever is prepared first, its PREPARE is taken back."""
     shop.fill(2000)
     before = shop.rows()
-    with shop.two(twophase=True) as session:
-        session.add(Parcel(label="x" * (5000 if large == "parcel" else 1)))
-        session.add(Invoice(label="x" * (5000 if large == "invoice" else 1)))
-        with pytest.raises(DeliveryRefused):
-            session.commit()
+    refuse_half(shop, large, twophase=True)
     assert shop.rows() == before
     assert shop.prepared() == 0
     back(shop)
@@ -205,11 +210,7 @@ def test_two_commits_have_their_events_or_are_none(shop: Shop, large: str) -> No
     """Without two phases one database may commit and the other be refused, each with what it tells of."""
     shop.fill(2000)
     before = shop.rows()
-    with shop.two(twophase=False) as session:
-        session.add(Parcel(label="x" * (5000 if large == "parcel" else 1)))
-        session.add(Invoice(label="x" * (5000 if large == "invoice" else 1)))
-        with pytest.raises(DeliveryRefused):
-            session.commit()
+    refuse_half(shop, large, twophase=False)
     committed = [label for label in shop.rows() if label not in before]
     assert committed in ([], ["parcel x"] if large == "invoice" else ["invoice x"])
     back(shop)
