@@ -416,6 +416,7 @@ class Unit:
         "commit",
         "courier",
         "database",
+        "encoded",
         "entries",
         "error",
         "outlet",
@@ -440,6 +441,9 @@ class Unit:
         """While the unit is being prepared: its transaction, if that is surely the unit's own."""
         self.courier: Courier | None = None
         """Set by a delivery that has left its writing to the COMMIT."""
+        self.encoded: dict[int, tuple[Entry, Event]] | None = None
+        """What may stand in the transaction already, by ``id()`` of the entry: an interrupted COMMIT may be
+        followed by another, and what was written must not be written again as something else."""
         self.prepared: Any = None
         """What a delivery that prepares keeps about the unit; nobody else's business."""
         self.sent = False

@@ -376,6 +376,7 @@ class Bracket:
         if not unit.sent or drivers.state_of(transaction) is drivers.State.OPEN:
             again = Unit(unit.transaction_id, system=unit.system, database=unit.database)
             again.entries = list(unit.entries)
+            again.encoded = unit.encoded
             self._deliver(self.delivery.aborted, unit)  # its entries live on in the new unit
             transaction.unit = again
             return

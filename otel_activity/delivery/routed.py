@@ -115,8 +115,11 @@ def _part(unit: Unit, entries: list[Entry], *, strict: bool) -> Unit:
     part = Unit(unit.transaction_id, system=unit.system, database=unit.database)
     part.entries = entries
     part.proof = unit.proof
-    # What has no transaction to be written into is journaled.
-    part.outlet = unit.outlet if strict else None
+    if strict:  # what has no transaction to be written into is journaled
+        part.outlet = unit.outlet
+        if unit.encoded is None:
+            unit.encoded = {}
+        part.encoded = unit.encoded
     return part
 
 

@@ -69,9 +69,7 @@ class StrictDelivery(DurableDelivery):
             super().prepare(unit)
             return
         try:
-            # Whoever reads it from the outbox has the proof: the row is there.
-            events = [entry.to_event(unit, Commit.PROVEN) for entry in unit.entries]
-            unit.courier = self._outbox.write(outlet, encode_rows(events), self._about_us())
+            unit.courier = self._outbox.write(outlet, encode_rows(_encoded(unit)), self._about_us())
         except ActivityError:
             raise
         except Exception as error:
@@ -114,6 +112,7 @@ class StrictDelivery(DurableDelivery):
         units: list[Held] = []
         resource: str | None = None
         events: list[Event] = []
+        known: set[str] = set()
         for row in rows:
             try:
                 event = decode_row(row.event)
@@ -121,11 +120,14 @@ class StrictDelivery(DurableDelivery):
                 line = "an outbox holds events that this version cannot read; they stay there"
                 self._say("outbox", logging.ERROR, line)
                 continue
+            read.append(row)
+            if event.id in known:
+                continue  # an interrupted COMMIT was followed by another
+            known.add(event.id)
             if row.resource != resource:
                 resource, events = row.resource, []
                 units.append(self._unit(events, resource))
             events.append(event)
-            read.append(row)
         with self._lock:
             for held in units:
                 held.count = len(held.events or ())
@@ -169,3 +171,19 @@ class StrictDelivery(DurableDelivery):
     def metrics(self) -> dict[str, Any]:
         """As `DurableDelivery.metrics`, and ``outbox``: ``drained`` (events) and ``trouble``."""
         return {**super().metrics(), "outbox": self._drain.metrics()}
+
+
+def _encoded(unit: Unit) -> list[Event]:
+    """The events of a unit. Those that an interrupted COMMIT may have written already are the same again."""
+    before = unit.encoded or {}
+    events: list[Event] = []
+    for entry in unit.entries:
+        found = before.get(id(entry))
+        # Whoever reads it from the outbox has the proof: the row is there.
+        events.append(entry.to_event(unit, Commit.PROVEN) if found is None else found[1])
+    made = {id(entry): (entry, event) for entry, event in zip(unit.entries, events, strict=True)}
+    if unit.encoded is None:
+        unit.encoded = made
+    else:
+        unit.encoded.update(made)
+    return events

@@ -293,8 +293,11 @@ def _insert_and_commit(connection: psycopg.Connection[Any], query: bytes, resour
         parameters = [_in_ascii(resource).encode(), _in_ascii(events).encode()]
     pgconn = connection.pgconn
     with connection.lock:
-        pgconn.enter_pipeline_mode()
+        left = False
+        # Whoever is interrupted must not leave the mode on: psycopg would wait for ever for the next answer.
+        # Python looks for signals behind calls and where functions begin, so there is no call in between.
         try:
+            pgconn.enter_pipeline_mode()
             pgconn.send_query_params(query, parameters)
             pgconn.send_query_params(b"COMMIT", None)
             pgconn.pipeline_sync()
@@ -302,8 +305,12 @@ def _insert_and_commit(connection: psycopg.Connection[Any], query: bytes, resour
         finally:
             try:
                 pgconn.exit_pipeline_mode()
-            except psycopg.Error:  # lost, or interrupted for good: what is on its way cannot be told apart
-                pgconn.finish()
+                left = True
+            except psycopg.Error:  # lost, or interrupted for good
+                pass
+            finally:
+                if not left:  # what is on its way cannot be told apart
+                    pgconn.finish()
     for result in results:
         if result.status != ExecStatus.COMMAND_OK:
             if connection.closed:  # as psycopg's own cursor says it

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import dis
 import sqlite3
-import sys
-from functools import cache
-from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-import otel_activity
 from otel_activity import semconv
 from otel_activity.capture import SQLAlchemyCapture
 from otel_activity.classes import Classes
 from otel_activity.delivery import Journaled, Memory, RoutedDelivery
 from tests.capture.support import Account, Base, Note, Open
 from tests.delivery.test_durable import LARGE, World, flush, world
+from tests.interruptions import interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import CodeType, FrameType
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from sqlalchemy import Engine
 
@@ -35,57 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["world"]
 
-PACKAGE = Path(otel_activity.__file__).parent
-TRACED = {
-    str(PACKAGE / name)
-    for name in ("capture/bracket.py", "delivery/routed.py", "delivery/durable.py", "delivery/journal.py")
-}
-
-
-@cache
-def looks(code: CodeType) -> frozenset[int]:
-    """Offsets of the instructions before which Python looks for signals: behind calls, and where it loops."""
-    found = [each for each in dis.get_instructions(code) if each.opname != "CACHE"]
-    return frozenset(
-        after.offset
-        for before, after in pairwise(found)
-        if before.opname.startswith(("CALL", "JUMP_BACKWARD", "PRECALL"))
-        and not before.opname.startswith("CALL_INTRINSIC")
-    )
-
-
-class Bell:
-    """Interrupts this thread at the n-th of those places in the traced modules."""
-
-    def __init__(self, number: int, error: type[BaseException]) -> None:
-        self.left = number
-        self.error = error
-        self.where = ""
-
-    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename not in TRACED:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "call" or (event == "opcode" and frame.f_lasti in looks(frame.f_code)):
-            self.left -= 1
-            if self.left == 0:
-                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}:{frame.f_lasti}"
-                raise self.error
-        return self.trace
-
-
-def interrupted(number: int, error: type[BaseException], work: Callable[[], None]) -> str:
-    """Where the work was interrupted; empty when it has fewer such places than that."""
-    bell = Bell(number, error)
-    before = sys.gettrace()
-    sys.settrace(bell.trace)
-    try:
-        work()
-    except error:
-        pass
-    finally:
-        sys.settrace(before)
-    return bell.where
+TRACED = ("capture/bracket.py", "delivery/routed.py", "delivery/durable.py", "delivery/journal.py")
 
 
 def delivery_of(engine: DurableDelivery) -> Delivery:
@@ -141,6 +86,7 @@ def test_an_interruption_at_any_moment_leaves_no_record_of_what_was_rolled_back(
                 connection = session.connection()
                 where = interrupted(
                     number,
+                    TRACED,
                     (KeyboardInterrupt, SystemExit, GeneratorExit)[number % 3],
                     lambda connection=connection: connection.dialect.do_commit(connection.connection),  # type: ignore[misc]
                 )

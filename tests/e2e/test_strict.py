@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -25,7 +26,7 @@ import otel_activity
 from otel_activity import log_user_action
 from otel_activity.errors import ActivityError, OutboxError
 from otel_activity.postgres import schema
-from otel_activity.postgres.outbox import apply_outbox
+from otel_activity.postgres.outbox import OutboxReader, apply_outbox
 from tests.e2e.support import NOTHING, events, rows, unexplained, wait_for_line
 from tests.frameworks.support import Base, Task
 
@@ -485,6 +486,21 @@ def test_an_older_transaction_is_waited_for(database: str, engines: Callable[...
 
 
 # --- whole processes ------------------------------------------------------------------------------
+
+
+def test_transactions_are_read_in_the_order_of_their_numbers(database: str) -> None:
+    """99 comes before 100, however they look as text; and what is newest is what a flush waits for."""
+    with psycopg.connect(database) as connection:
+        connection.cursor().executemany(
+            "INSERT INTO activity.outbox (xid, id, event, resource) VALUES"
+            " (%s::text::xid8, gen_random_uuid(), '{}', '{}')",
+            [(number,) for number in ("100", "99", "9", "101")],
+        )
+    with closing(OutboxReader(database, "activity")) as reader:
+        assert [row.xid for row in reader.take(10)] == ["9", "99", "100", "101"]
+        reader.release()
+        assert reader.newest() == "101"
+        assert reader.left("98")
 
 
 @pytest.fixture
