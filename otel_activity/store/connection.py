@@ -169,8 +169,9 @@ class Reader:
             connection = self._connect()
         try:
             with connection.cursor() as cursor:
-                # In another zone the last hours of year 9999 would be of a year that no datetime can hold.
-                cursor.execute("SET LOCAL TIME ZONE 'UTC'")
+                # In another zone the last hours of year 9999 would be of a year that no datetime can hold;
+                # and psycopg reads no style but ISO, whatever was set for the role or the database.
+                cursor.execute("SET LOCAL TIME ZONE 'UTC'; SET LOCAL datestyle = 'ISO'")
                 return work(cursor)
         finally:
             if not connection.closed:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from otel_activity import semconv
 from otel_activity.errors import SchemaError, StoreRefused, StoreUnavailable
 from otel_activity.postgres import schema
-from otel_activity.postgres.statements import migrations
+from otel_activity.postgres.statements import migrations, statement
 from otel_activity.postgres.writer import EventWriter
 from tests.postgres.support import RESOURCE, days_ago, make_event, session, stored
 
@@ -223,6 +225,38 @@ def test_apply_moves_stranded_rows_to_their_month(store_dsn: str, writer: EventW
         assert _rows_in_default(admin) == 1
     assert stored(store_dsn) == {event.id: event for event in [*events, absurd]}
     assert writer.write([*events, absurd], RESOURCE).duplicates == 4
+
+
+@pytest.mark.parametrize("style", ["German", "SQL,DMY", "Postgres,MDY"])
+def test_apply_makes_its_months_whatever_style_of_dates_the_role_has(postgres_dsn: str, style: str) -> None:
+    """Also those whose rows had to go to the default partition."""
+    styled = psycopg.conninfo.make_conninfo(postgres_dsn, options=f"-c datestyle={style}")
+    schema.apply(styled)
+    with session(postgres_dsn) as admin:
+        admin.execute("ALTER FUNCTION activity.ensure_partition RENAME TO away")
+        with psycopg.connect(postgres_dsn, autocommit=True) as writing:
+            EventWriter(writing).write([make_event(time=days_ago(100))], RESOURCE)
+        admin.execute("ALTER FUNCTION activity.away RENAME TO ensure_partition")
+        schema.apply(styled)
+        assert _rows_in_default(admin) == 0
+
+
+@pytest.mark.parametrize("name", ["months_ahead", "make_months"])
+def test_months_ahead_are_those_of_utc_in_any_time_zone(store_dsn: str, name: str) -> None:
+    """On 31 January in UTC it is 30 January in New York, and a month later there it is March in UTC."""
+    year = datetime.now(UTC).year - 1
+    query = statement(name, "activity", months_ahead=sql.Literal(3)).as_string(None)
+    query = query.replace("now() AT", f"timestamptz '{year}-01-31 04:00+00' AT")
+    with session(store_dsn) as admin:
+        admin.execute("SET timezone = 'America/New_York'")
+        rows = admin.execute(query, {"months_ahead": 3} if name == "months_ahead" else None).fetchall()
+        if name == "months_ahead":
+            for month in (value for row in rows for value in row.values()):
+                admin.execute(
+                    statement("ensure_partition", "activity"), {"instant": month, "move_rows": False}
+                )
+    made = [name for name in schema.status(store_dsn).partitions if f"_{year}_" in name]
+    assert made == [f"events_{year}_0{month}" for month in (1, 2, 3, 4)]
 
 
 def _rows_in_default(connection: psycopg.Connection[dict[str, Any]]) -> int:

@@ -189,6 +189,17 @@ def test_event_of_the_last_hour_of_time_in_any_time_zone(store_dsn: str) -> None
         assert reader.search().events[0].time == last
 
 
+@pytest.mark.parametrize("style", ["German", "SQL, DMY", "Postgres, MDY"])
+def test_dates_are_read_whatever_style_the_role_has(store_dsn: str, style: str) -> None:
+    """A role or database with a style of dates of its own (ALTER ROLE ... SET datestyle) changes nothing."""
+    event = make_event()
+    store(store_dsn, [event])
+    styled = psycopg.conninfo.make_conninfo(store_dsn, options=f"-c datestyle={style.replace(' ', '')}")
+    with ActivityStore(styled) as reader:
+        assert [found.time for found in reader.search().events] == [event.time // 1000 * 1000]
+        assert reader.follow(last=1).poll()[0].id == event.id
+
+
 # --- errors and connections -----------------------------------------------------------------------
 
 
