@@ -129,12 +129,13 @@ class Bracket:
             anchor = transaction.anchor()
             if anchor is not raw and not transaction.owns(raw):
                 return None
-            if (
-                transaction.unit is not None
-                and not transaction.autocommit
-                and drivers.has_ended(anchor if transaction.is_driver else raw)
-            ):
-                self.watch(transaction)
+            if transaction.unit is not None and not transaction.autocommit:
+                try:  # psycopg, without a detour
+                    ended = raw.pgconn.transaction_status == 0
+                except Exception:  # noqa: BLE001 - another driver, or a closed connection
+                    ended = drivers.has_ended(anchor if transaction.is_driver else raw)
+                if ended:
+                    self.watch(transaction)
         except Exception:  # noqa: BLE001 - hooks never raise into the application
             internal_error("the look before a statement")
             return None
@@ -509,9 +510,11 @@ def _freeze(unit: Unit) -> None:
     frozen: dict[str, Any] | None = None
     memo: dict[Any, Any] = {}
     for entry in unit.entries:
+        found = entry.context
+        if found is None and not entry.otel:
+            continue  # nothing to read
         if entry.attributes is not None:  # it was read for a COMMIT that did not get through
             continue
-        found = entry.context
         if found is not context or entry.otel is not otel:
             context = found
             otel = entry.otel

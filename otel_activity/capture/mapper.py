@@ -32,7 +32,6 @@ __all__ = ["MapperHooks", "read_row", "record"]
 
 
 _IN_FAILED_TRANSACTION: Final = "25P02"
-_UNPLANNED: Final[Any] = object()
 
 
 class MapperHooks:
@@ -67,14 +66,12 @@ class MapperHooks:
             needed: otherwise there is only something to be done when a step of the flush was just over, or
                 each statement is a transaction of its own.
         """
-        planner, known = self._planner, self._planner.plans.get
+        planner, plans = self._planner, self._planner.plans
         find, open_transactions = self._bracket.transaction, self._bracket.open
 
         def listener(mapper: Any, connection: Any, state: Any) -> None:
             try:
-                plan = known(mapper, _UNPLANNED)
-                if plan is _UNPLANNED:
-                    plan = planner.plan(mapper)
+                plan = plans[mapper] if mapper in plans else planner.plan(mapper)
                 if plan is not None:
                     raw = connection.connection.dbapi_connection
                     transaction = open_transactions.get(id(raw))
@@ -160,9 +157,12 @@ class MapperHooks:
     def _after_insert(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         get = state.dict.get
         # An attribute that is not there was never set, which inserts NULL, or is to be read again.
-        values = [get(key, default) for key, default in plan.defaults]
+        values = list(map(get, plan.keys, plan.defaults))
         if expired := state.expired_attributes:
-            values = [get(key, MISSING if key in expired else default) for key, default in plan.defaults]
+            values = [
+                get(key, MISSING if key in expired else default)
+                for key, default in zip(plan.keys, plan.defaults, strict=True)
+            ]
         if plan.at_once:
             _encode_at_once(plan, values)
         change = Row(plan, CREATED, tuple([get(key) for key in plan.pk]), values)
@@ -188,20 +188,21 @@ class MapperHooks:
         statement changed by itself (version counters, ``onupdate``, SQL expressions)."""
         dict_ = state.dict
         committed = state.committed_state
-        by_key = plan.by_key
+        # Columns whose values may be taken as they are.
+        plain = {} if held else plan.plain_names
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
         partial = False
         written: list[Any] = []
         for key, old in committed.items():
-            column = by_key.get(key)
-            if column is None:
-                continue
             new = dict_.get(key, MISSING)
-            if column.is_plain and not held and type(old) in ATOMIC and type(new) in ATOMIC:
-                if new != old:
-                    before[column.name] = old  # what `record` would do, for nearly every column there is
-                    after[column.name] = new
+            if key in plain and type(old) in ATOMIC and type(new) in ATOMIC:
+                if new != old:  # what `record` would do, for nearly every column there is
+                    name = plain[key]
+                    before[name], after[name] = old, new
+                continue
+            column = plan.by_key.get(key)
+            if column is None:
                 continue
             if new is not MISSING and column.is_equal(new, old) is True:
                 continue
@@ -253,14 +254,11 @@ class MapperHooks:
         if transaction.matched == 0:
             # Somebody else deleted the row first; SQLAlchemy only warns.
             return
-        get = state.dict.get
-        values = [get(key, MISSING) for key, _ in plan.defaults]
+        values = list(map(state.dict.get, plan.keys, plan.unknown))
         # What was changed and not flushed is not what the row held.
         for known in (state.committed_state, held):
             if known:
-                values = [
-                    known.get(key, value) for (key, _), value in zip(plan.defaults, values, strict=True)
-                ]
+                values = list(map(known.get, plan.keys, values))
         if plan.at_once:
             _encode_at_once(plan, values)
         transaction.add(Row(plan, DELETED, state.key[1], values))

@@ -275,7 +275,19 @@ class TablePlan:
 class Plan(TablePlan):
     """What to take from objects of one mapper."""
 
-    __slots__ = ("at_once", "by_key", "columns", "defaults", "mapper", "names", "pk", "watched")
+    __slots__ = (
+        "at_once",
+        "by_key",
+        "columns",
+        "defaults",
+        "keys",
+        "mapper",
+        "names",
+        "pk",
+        "plain_names",
+        "unknown",
+        "watched",
+    )
 
     def __init__(self, mapper: Mapper[Any], rules: Rules, redactor: Redacts, limit: int) -> None:
         # A class may be mapped to a join of tables, which has no name.
@@ -287,11 +299,15 @@ class Plan(TablePlan):
         self.columns: tuple[ColumnPlan, ...] = tuple(columns)
         self.names = tuple([column.name for column in columns])
         self.by_key = {column.key: column for column in columns}
+        self.plain_names = {column.key: column.name for column in columns if column.is_plain}
+        """Name by key of the columns whose values, if they cannot change, are compared and kept as is."""
         self.pk = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
         self.hide_key(zip(mapper.primary_key, self.pk, strict=True))
         # For the snapshot of an inserted row: what an attribute that is not there stands for, and which
         # columns cannot wait to be encoded.
-        self.defaults = tuple((column.key, None if column.null_if_missing else MISSING) for column in columns)
+        self.keys = tuple(column.key for column in columns)
+        self.defaults = tuple(None if column.null_if_missing else MISSING for column in columns)
+        self.unknown = (MISSING,) * len(columns)
         self.at_once = tuple((index, column) for index, column in enumerate(columns) if column.at_once)
         # Columns that an UPDATE changes without the application having set them.
         self.watched: tuple[ColumnPlan, ...] = tuple(
