@@ -120,8 +120,14 @@ class OutboxReader(Protocol):
 class Outbox(Protocol):
     """Tables in the application's databases that hold events from their own transaction on."""
 
-    def write(self, outlet: Outlet, events: str, resource: str) -> Courier | None:
+    def write(self, outlet: Outlet, ids: str, events: str, resource: str) -> Courier | None:
         """Write events into an open transaction.
+
+        Args:
+            outlet: of the transaction.
+            ids: of the events, as `delivery.outbox` encodes them.
+            events: JSON array, in the same order.
+            resource: JSON object, of this process.
 
         Returns:
             None when that is done; else what does it together with the COMMIT, in one round trip.

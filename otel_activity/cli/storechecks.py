@@ -71,7 +71,10 @@ def outbox_check(settings: Settings) -> Check:
         return Check("outbox", Level.FAIL, text, "run `otel-activity schema apply --outbox DSN`")
     if not facts.can_insert:
         text = f"{facts.role} may not write into {schema}.outbox of {facts.database}"
-        return Check("outbox", Level.WARN, text, "grant INSERT on it to the application's role")
+        fix = (
+            "grant the application's role USAGE on the schema, INSERT on the table and USAGE on its sequence"
+        )
+        return Check("outbox", Level.WARN, text, fix)
     text = f"{schema}.outbox in {facts.database}"
     if not facts.waiting:
         return Check("outbox", Level.OK, text if facts.waiting is None else f"{text}, empty")

@@ -45,8 +45,8 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Packed).decode
 
 
-def encode_rows(events: Sequence[Event]) -> str:
-    """JSON array of rows: id, and what `decode_row` reads.
+def encode_rows(events: Sequence[Event]) -> tuple[str, str]:
+    """The ids, as PostgreSQL writes an array of them, and a JSON array of what `decode_row` reads.
 
     Raises:
         OverflowError, TypeError, ValueError: an event holds what `Event` promises it does not.
@@ -55,8 +55,8 @@ def encode_rows(events: Sequence[Event]) -> str:
     for event in events:
         event.trace_id = 0
     try:
-        rows = [(e.id, _Packed(e, f"{trace:x}")) for e, trace in zip(events, traces, strict=True)]
-        return _encode(rows).decode()
+        rows = [_Packed(e, f"{trace:x}") for e, trace in zip(events, traces, strict=True)]
+        return f"{{{','.join([event.id for event in events])}}}", _encode(rows).decode()
     finally:
         for event, trace in zip(events, traces, strict=True):
             event.trace_id = trace
@@ -83,7 +83,7 @@ class NoOutbox:
     def __init__(self, why: str) -> None:
         self._why = why
 
-    def write(self, outlet: Outlet, events: str, resource: str) -> Courier | None:
+    def write(self, outlet: Outlet, ids: str, events: str, resource: str) -> Courier | None:
         """Refuse.
 
         Raises:

@@ -69,7 +69,7 @@ class StrictDelivery(DurableDelivery):
             super().prepare(unit)
             return
         try:
-            unit.courier = self._outbox.write(outlet, encode_rows(_encoded(unit)), self._about_us())
+            unit.courier = self._outbox.write(outlet, *encode_rows(_encoded(unit)), self._about_us())
         except ActivityError:
             raise
         except Exception as error:

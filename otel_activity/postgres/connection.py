@@ -94,5 +94,7 @@ def connect(
         # The cause of a malformed DSN quotes it, password included.
         cause = None if isinstance(error, psycopg.ProgrammingError) else error
         raise connect_failure(error, mask_dsn(dsn)) from cause
+    # Whatever is the default of the role: who waited for a lock wants to see what the other one did.
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     connection.patience = patience
     return connection

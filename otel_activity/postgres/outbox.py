@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OutboxFacts", "OutboxReader", "PostgresOutbox", "apply_outbox", "outbox_facts", "outbox_sql"]
 
+_Texts = tuple[str, str, str]
+"""What a statement writes: resource, ids, events."""
+
 _PATIENCE: Final = 30.0
 _MISSING: Final = frozenset({"42P01", "3F000", "42703"})  # table, schema, column
 _CONFLICT: Final = "40"
@@ -44,7 +47,8 @@ _PERMISSION_DENIED: Final = "42501"
 
 def outbox_sql(schema: str = "activity") -> str:
     """The SQL that makes the outbox, for those who run it themselves."""
-    return statement("outbox", schema).as_string(None) + "\n"
+    parts = (statement("create_schema", schema), statement("outbox", schema))
+    return "".join(part.as_string(None) + "\n" for part in parts)
 
 
 def apply_outbox(dsn: str, schema: str = "activity") -> None:
@@ -57,7 +61,15 @@ def apply_outbox(dsn: str, schema: str = "activity") -> None:
         try:
             with connection.transaction():
                 connection.execute(statement("apply_lock", schema), {"schema": schema})
+                ((exists,),) = connection.execute(
+                    statement("has_schema", schema), {"schema": schema}
+                ).fetchall()
+                if not exists:  # IF NOT EXISTS would ask for the right to make one all the same
+                    connection.execute(statement("create_schema", schema))
                 connection.execute(statement("outbox", schema), prepare=False)
+        except psycopg.errors.InsufficientPrivilege as error:
+            reason = error.diag.message_primary
+            raise StoreRefused(f"{reason}; connect as a role that may make {schema}.outbox there") from error
         except psycopg.Error as error:
             raise store_failure(error, schema) from error
 
@@ -69,7 +81,7 @@ class OutboxFacts(NamedTuple):
         role: that asked.
         database: its name.
         exists: whether there is one.
-        can_insert: whether the role may write into it.
+        can_insert: whether the role may write into it: the schema, the table and its sequence.
         waiting: events in it that nobody has delivered yet; None when the role may not look.
         oldest: seconds that the first of them has waited; None when there is none.
     """
@@ -112,12 +124,10 @@ class PostgresOutbox:
         self._schema = schema
         self._given = tuple(dsns)
         self._known: dict[Any, str] = {}
-        query = statement("outbox_write", schema, resource=sql.SQL("%s"), events=sql.SQL("%s"))
-        self._format = query.as_string(None)
-        query = statement("outbox_write", schema, resource=sql.SQL("$1"), events=sql.SQL("$2"))
-        self._numeric = query.as_string(None)
+        self._format = _write_statement(schema, "%s", "%s", "%s")
+        self._numeric = _write_statement(schema, "$1", "$2", "$3")
 
-    def write(self, outlet: Outlet, events: str, resource: str) -> Courier | None:
+    def write(self, outlet: Outlet, ids: str, events: str, resource: str) -> Courier | None:
         """One statement in the application's transaction; with psycopg it travels with the COMMIT.
 
         Raises:
@@ -128,13 +138,16 @@ class PostgresOutbox:
                 f"not committed, because strict delivery needs PostgreSQL, not {outlet.system}; "
                 "use OTEL_ACTIVITY_DELIVERY=durable"
             )
+        texts = (resource, ids, events)
+        if not all(map(str.isascii, texts)) and not _holds_unicode(outlet):
+            texts = _in_ascii(texts)
         if outlet.joins and _pipelines(outlet.connection):
-            return partial(self._with_commit, outlet, resource, events)
+            return partial(self._with_commit, outlet, texts)
         try:
             try:
-                self._insert(outlet, resource, events)
+                self._insert(outlet, texts)
             except UnicodeEncodeError:  # nothing was sent
-                self._insert(outlet, _in_ascii(resource), _in_ascii(events))
+                self._insert(outlet, _in_ascii(texts))
         except Exception as error:
             if _is_conflict(error):
                 return partial(_give_up, outlet.connection, error)
@@ -142,22 +155,22 @@ class PostgresOutbox:
         self._know(outlet)
         return None
 
-    def _insert(self, outlet: Outlet, resource: str, events: str) -> None:
+    def _insert(self, outlet: Outlet, texts: _Texts) -> None:
         query = self._numeric if outlet.driver == "asyncpg" else self._format
         with closing(outlet.connection.cursor()) as cursor:
-            cursor.execute(query, (resource, events))
+            cursor.execute(query, texts)
 
     def _know(self, outlet: Outlet) -> None:
         """There may be rows in that database now."""
         if outlet.url not in self._known:
             self._known[outlet.url] = conninfo_of(outlet.url)
 
-    def _with_commit(self, outlet: Outlet, resource: str, events: str, commit: Callable[[], Any]) -> Any:
+    def _with_commit(self, outlet: Outlet, texts: _Texts, commit: Callable[[], Any]) -> Any:
         """INSERT and COMMIT in a row: the server skips the second if the first failed."""
         connection: psycopg.Connection[Any] = outlet.connection
         refused = False
         try:
-            _insert_and_commit(connection, self._numeric.encode(), resource, events)
+            _insert_and_commit(connection, self._numeric.encode(), texts)
         except Exception as error:
             refused = connection.info.transaction_status in _OPEN
             if not refused:
@@ -277,7 +290,7 @@ def _pipelines(connection: Any) -> bool:
     )
 
 
-def _insert_and_commit(connection: psycopg.Connection[Any], query: bytes, resource: str, events: str) -> None:
+def _insert_and_commit(connection: psycopg.Connection[Any], query: bytes, texts: _Texts) -> None:
     """Send both, then wait for both.
 
     Not psycopg's pipeline, whose end waits for the server once more. Not one text of two statements, either:
@@ -288,9 +301,9 @@ def _insert_and_commit(connection: psycopg.Connection[Any], query: bytes, resour
     """
     encoding = connection.info.encoding
     try:
-        parameters = [resource.encode(encoding), events.encode(encoding)]
+        parameters = [text.encode(encoding) for text in texts]
     except UnicodeEncodeError:
-        parameters = [_in_ascii(resource).encode(), _in_ascii(events).encode()]
+        parameters = [text.encode() for text in _in_ascii(texts)]
     pgconn = connection.pgconn
     with connection.lock:
         left = False
@@ -326,13 +339,31 @@ def _results(pgconn: PGconn) -> Generator[Any, Any, list[PGresult]]:
     return results
 
 
-def _in_ascii(text: str) -> str:
-    r"""JSON for a connection whose encoding lacks some characters.
+def _write_statement(schema: str, resource: str, ids: str, events: str) -> str:
+    """The INSERT with a driver's own places for parameters, which are in the order of `_Texts`."""
+    places = {"resource": sql.SQL(resource), "ids": sql.SQL(ids), "events": sql.SQL(events)}
+    return statement("outbox_write", schema, **places).as_string(None)
 
-    >>> _in_ascii('["5 €"]')
-    '["5 \\u20ac"]'
+
+def _holds_unicode(outlet: Outlet) -> bool:
+    """Whether the database's encoding has every character; False when the driver does not say."""
+    connection = outlet.connection
+    try:
+        if outlet.driver == "asyncpg":
+            return bool(connection.driver_connection.get_settings().server_encoding == "UTF8")
+        return bool(connection.info.parameter_status("server_encoding") == "UTF8")
+    except Exception:  # noqa: BLE001 - escaped, everything passes everywhere
+        return False
+
+
+def _in_ascii(texts: _Texts) -> _Texts:
+    r"""JSON for a connection or a database whose encoding lacks some characters.
+
+    >>> _in_ascii(("{}", "{}", '["5 €"]'))
+    ('{}', '{}', '["5 \\u20ac"]')
     """
-    return _BEYOND_ASCII.sub(_escape, text)
+    resource, ids, events = (_BEYOND_ASCII.sub(_escape, text) for text in texts)
+    return resource, ids, events
 
 
 def _escape(match: re.Match[str]) -> str:

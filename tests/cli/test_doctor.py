@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from otel_activity.postgres.outbox import apply_outbox
+from otel_activity.postgres.outbox import apply_outbox, outbox_facts
 from otel_activity.settings import FIELDS
 from tests.cli.support import json_lines, run
 from tests.delivery.test_durable import World, bracket
@@ -153,6 +154,32 @@ def test_variables_that_nothing_reads_are_named(monkeypatch: pytest.MonkeyPatch)
     assert "OTEL_METRICS_EXPORTER is set" in row["message"]
     for quiet in ({}, {"OTEL_METRICS_EXPORTER": "none"}):
         assert examine(**quiet)[1]["telemetry"]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["USAGE ON SCHEMA activity", "INSERT ON activity.outbox", "USAGE ON SEQUENCE activity.outbox_n_seq"],
+)
+def test_an_outbox_that_the_role_cannot_write_into_is_told(store_dsn: str, missing: str) -> None:
+    """Each privilege that its INSERT needs: without one of them no strict event commits."""
+    apply_outbox(store_dsn)
+    role = f"weak_{os.getpid()}"
+    with psycopg.connect(store_dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'w'")
+        try:
+            admin.execute(
+                f"GRANT USAGE ON SCHEMA activity TO {role}; GRANT ALL ON activity.outbox TO {role};"
+                f"GRANT USAGE ON SEQUENCE activity.outbox_n_seq TO {role}"
+            )
+            weak = psycopg.conninfo.make_conninfo(store_dsn, user=role, password="w")
+            assert outbox_facts(weak).can_insert
+            admin.execute(f"REVOKE {missing} FROM {role}")
+            settings = {"OTEL_ACTIVITY_DELIVERY": "strict", "OTEL_ACTIVITY_PROOF_DSN": weak}
+            row = examine(store_dsn, **settings)[1]["outbox"]
+            assert (row["status"], "may not write" in row["message"]) == ("warn", True)
+            assert "grant" in row["fix"]
+        finally:
+            admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 def test_events_that_wait_in_the_outbox_are_counted(store_dsn: str) -> None:

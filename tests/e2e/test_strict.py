@@ -24,9 +24,10 @@ from sqlalchemy.orm import Session
 
 import otel_activity
 from otel_activity import log_user_action
-from otel_activity.errors import ActivityError, OutboxError
+from otel_activity.errors import ActivityError, OutboxError, StoreRefused
 from otel_activity.postgres import schema
-from otel_activity.postgres.outbox import OutboxReader, apply_outbox
+from otel_activity.postgres.outbox import OutboxReader, apply_outbox, outbox_facts
+from otel_activity.postgres.statements import statement
 from tests.e2e.support import NOTHING, events, rows, unexplained, wait_for_line
 from tests.frameworks.support import Base, Task
 
@@ -223,6 +224,49 @@ def test_any_character_passes_any_client_encoding(
         None,
         "5 \u20ac \U0001f642",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
+def test_any_character_passes_any_databases_encoding(
+    database: str, postgres_server: Server, engines: Callable[..., Engine], driver: str, encoding: str
+) -> None:
+    """What the application's database could not hold does not keep its transaction from committing."""
+    name = f"strict_{encoding.lower()}_{os.getpid()}"
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+    shop = postgres_server.dsn(name)
+    said = {"price": "5 \u20ac \U0001f642 caf\u00e9 \\u20ac"}
+    try:
+        apply_outbox(shop)
+        start(database)
+        # psycopg reads bytes, not texts, where neither side has an encoding.
+        client = {"options": "-c client_encoding=LATIN1"} if encoding == "SQL_ASCII" else {}
+        if driver == "asyncpg":
+            engines(shop, connect_args=client)
+            asyncio.run(_act_by_asyncpg(shop, said))
+        else:
+            with Session(engines(shop, driver, connect_args=client)) as session:
+                session.add(Task(name="plain"))
+                log_user_action("task.price", details=said, session=session)
+                session.commit()
+        assert otel_activity.flush_queue(PATIENCE)
+        prices = "SELECT attributes -> 'activity.details' ->> 'price' FROM activity.events"
+        assert said["price"] in column(database, prices)
+        assert outboxed(shop) == 0
+    finally:
+        otel_activity.shutdown(1)
+        postgres_server.drop_database(name)
+
+
+async def _act_by_asyncpg(dsn: str, details: dict[str, str]) -> None:
+    engine = create_async_engine(dsn.replace("postgresql://", "postgresql+asyncpg://"))
+    async with AsyncSession(engine) as session:
+        session.add(Task(name="plain"))
+        await session.flush()
+        log_user_action("task.price", details=details, session=session.sync_session)
+        await session.commit()
+    await engine.dispose()
 
 
 def test_an_interrupted_commit_leaves_a_usable_connection(
@@ -501,6 +545,72 @@ def test_transactions_are_read_in_the_order_of_their_numbers(database: str) -> N
         reader.release()
         assert reader.newest() == "101"
         assert reader.left("98")
+
+
+def test_rows_of_another_cluster_leave_the_outbox(database: str) -> None:
+    """Restored from a dump, or replicated, they may have ids that this one will give out in years."""
+    with psycopg.connect(database) as connection:
+        connection.cursor().executemany(
+            "INSERT INTO activity.outbox (xid, id, event, resource) VALUES"
+            " (coalesce(%s::text::xid8, pg_current_xact_id()), gen_random_uuid(), '{}', '{}')",
+            [(number,) for number in (None, "5000000000", "9999999999", None)],
+        )
+    with closing(OutboxReader(database, "activity")) as reader:
+        rows = reader.take(3)
+        assert [row.xid for row in rows[:2]] == ["5000000000", "9999999999"]
+        assert len(rows) == 3
+        reader.delete(rows)
+        assert len(reader.take(3)) == 1
+        reader.release()
+
+
+def test_relays_whose_role_is_serializable_do_not_disturb_each_other(database: str) -> None:
+    """What a role has by default would make an error of every row that another relay took."""
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "INSERT INTO activity.outbox (id, event, resource)"
+            " SELECT gen_random_uuid(), '{}', '{}' FROM generate_series(1, 100)"
+        )
+    strict = psycopg.conninfo.make_conninfo(database, options="-c default_transaction_isolation=serializable")
+    with closing(OutboxReader(strict, "activity")) as one, closing(OutboxReader(strict, "activity")) as other:
+        first, second = one.take(50), other.take(50)
+        one.delete(first)
+        other.delete(second)
+    assert len({row.number for row in first + second}) == 100
+    assert outboxed(database) == 0
+
+
+@pytest.mark.parametrize("query", ["outbox_take", "outbox_left", "outbox_newest"])
+def test_a_backlog_is_not_read_whole(database: str, query: str) -> None:
+    """However many rows wait, the index leads to those that are asked for."""
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "INSERT INTO activity.outbox (xid, id, event, resource)"
+            " SELECT (10 + place / 100)::text::xid8, gen_random_uuid(), '{}', '{}'"
+            " FROM generate_series(1, 20000) AS place"
+        )
+        explain = psycopg.sql.SQL("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) {}").format(
+            statement(query, "activity")
+        )
+        lines = [row[0] for row in connection.execute(explain, {"limit": 100, "xid": "9"}).fetchall()]
+    assert not [line for line in lines if "Seq Scan" in line or "Sort" in line], lines
+    assert max(float(found) for found in re.findall(r"rows=([0-9.]+)", "".join(lines))) <= 100
+
+
+def test_the_owner_of_a_schema_makes_the_outbox_in_it(database: str) -> None:
+    """Who may make no schemas can be given one."""
+    role = f"owner_{os.getpid()}"
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'w'")
+        try:
+            admin.execute(f"CREATE SCHEMA shop AUTHORIZATION {role}")
+            own = psycopg.conninfo.make_conninfo(database, user=role, password="w")
+            apply_outbox(own, "shop")
+            assert outbox_facts(own, "shop").can_insert
+            with pytest.raises(StoreRefused, match=r"permission denied .* connect as a role that may"):
+                apply_outbox(own, "another")
+        finally:
+            admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 @pytest.fixture

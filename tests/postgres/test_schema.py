@@ -106,8 +106,13 @@ def test_apply_takes_an_open_connection_with_any_row_factory(postgres_dsn: str) 
         assert connection.execute("SELECT 1 AS one").fetchall() == [{"one": 1}]
 
 
-def test_concurrent_applies_are_safe(postgres_dsn: str) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "serializable"])
+def test_concurrent_applies_are_safe(postgres_dsn: str, isolation: str) -> None:
     """Several applies at once: each migration is applied by exactly one, and none fails."""
+    with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        default = sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = {}").format(name, isolation)
+        connection.execute(default)
     outcomes: list[Any] = []
     barrier = threading.Barrier(4)
 

@@ -1,5 +1,4 @@
 -- Events of committed transactions that no relay has delivered yet. n orders the events of one transaction.
-CREATE SCHEMA IF NOT EXISTS {schema};
 CREATE TABLE IF NOT EXISTS {schema}.outbox (
     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     n bigserial NOT NULL,
