@@ -70,7 +70,7 @@ def connect(
 ) -> PatientConnection:
     """A connection in autocommit mode that does not wait for ever on a network that went silent.
 
-    What the DSN itself says about any of these settings wins.
+    What the DSN itself says about any of these settings wins, but for the encoding: what is sent is UTF-8.
 
     Raises:
         StoreUnavailable: nobody answers there.
@@ -79,7 +79,6 @@ def connect(
     defaults: dict[str, Any] = {
         "fallback_application_name": application_name,
         "connect_timeout": max(2, round(connect_timeout)),
-        "client_encoding": "UTF8",
         "keepalives": 1,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -89,7 +88,8 @@ def connect(
     try:
         given = conninfo_to_dict(dsn)
         # No server-side prepared statements: a pooler in transaction mode would lose them.
-        connection = PatientConnection.connect(**(defaults | given), autocommit=True, prepare_threshold=None)
+        settings = defaults | given | {"client_encoding": "UTF8"}
+        connection = PatientConnection.connect(**settings, autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         # The cause of a malformed DSN quotes it, password included.
         cause = None if isinstance(error, psycopg.ProgrammingError) else error

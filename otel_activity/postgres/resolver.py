@@ -10,7 +10,7 @@ statistics, which the server discards when it recovers from one, and keeps over 
 from __future__ import annotations
 
 import threading
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -38,7 +38,9 @@ _VERDICTS: Final = {
     "in progress": Verdict.IN_PROGRESS,
     None: Verdict.UNKNOWN,  # so old that the server has forgotten it
 }
-_LIBPQ_DRIVERS: Final = frozenset({"psycopg", "psycopg2"})
+_LIBPQ_NAMES: Final = {"database": "dbname", "ssl": "sslmode"}
+"""asyncpg's names for what libpq calls otherwise; the values are the same."""
+_KEYWORDS: Final = frozenset(option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults())
 _IN_THE_FUTURE: Final = "22023"
 
 
@@ -143,21 +145,14 @@ def conninfo_of(url: URL) -> str:
     """What libpq needs to reach the database of an SQLAlchemy engine.
 
     Args:
-        url: of the engine. Options of drivers that are not libpq's are left out.
+        url: of the engine. Its dialect says what the driver is given: a URL has several places for hosts and
+            ports. What libpq does not know is left out, and nothing else: not the ``sslmode`` beside it.
     """
-    options: dict[str, Any] = {}
-    if url.get_driver_name() in _LIBPQ_DRIVERS:
-        options = {
-            name: ",".join(value) if isinstance(value, tuple) else value for name, value in url.query.items()
-        }
-    named = {
-        "host": url.host,
-        "port": url.port,
-        "user": url.username,
-        "password": None if url.password is None else str(url.password),
-        "dbname": url.database,
-    }
-    given = {name: value for name, value in named.items() if value is not None}
-    with suppress(psycopg.ProgrammingError):
-        return make_conninfo("", **(options | given))
-    return make_conninfo("", **given)
+    _, arguments = url.get_dialect()().create_connect_args(url)
+    given = {_LIBPQ_NAMES.get(name, name): _text(value) for name, value in arguments.items()}
+    return make_conninfo("", **{name: value for name, value in given.items() if name in _KEYWORDS})
+
+
+def _text(value: object) -> str:
+    """asyncpg takes several hosts and ports as lists."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

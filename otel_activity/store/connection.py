@@ -47,7 +47,6 @@ class StoreAddress:
         defaults = {
             "connect_timeout": CONNECT_TIMEOUT,
             "fallback_application_name": "otel_activity reader",
-            "client_encoding": "UTF8",
             # A network that went silent must not let `tail` wait for ever.
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -55,7 +54,8 @@ class StoreAddress:
             "tcp_user_timeout": SILENCE,
         }
         missing = {name: value for name, value in defaults.items() if name not in given}
-        return {**missing, "prepare_threshold": None, "row_factory": dict_row}
+        # Whatever the connection string says: another encoding lacks characters that are stored.
+        return {**missing, "client_encoding": "UTF8", "prepare_threshold": None, "row_factory": dict_row}
 
 
 def _checked(name: str, value: str) -> str:

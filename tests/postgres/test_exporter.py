@@ -23,6 +23,7 @@ from otel_activity.errors import ExportError, StoreRefused, StoreUnavailable
 from otel_activity.postgres import schema
 from otel_activity.postgres.exporter import PostgresEventExporter
 from otel_activity.postgres.writer import WriteResult
+from otel_activity.store import ActivityStore
 from tests.postgres.support import RESOURCE, count, days_ago, make_event, make_events, session, stored
 
 if TYPE_CHECKING:
@@ -79,6 +80,21 @@ def repeats(dsn: str) -> list[tuple[str, int, int, int]]:
         semconv.STREAM_REPEATED_LAST,
     )
     return [tuple(row["attributes"][name] for name in names) for row in rows]  # type: ignore[misc]  # four
+
+
+@pytest.mark.parametrize("option", [{"client_encoding": "latin1"}, {"options": "-c client_encoding=latin1"}])
+def test_texts_stay_what_they_are_whatever_encoding_the_dsn_asks_for(
+    store_dsn: str, option: dict[str, str]
+) -> None:
+    """What is sent is UTF-8: the server must not take it for anything else, nor send anything else back."""
+    dsn = make_conninfo(store_dsn, **option)
+    event = make_event()
+    event.attributes["user.id"] = "5 \u20ac caf\u00e9"
+    with closing(PostgresEventExporter(dsn)) as exporter:
+        exporter.export([event], RESOURCE)
+    assert stored(store_dsn)[event.id].attributes["user.id"] == "5 \u20ac caf\u00e9"
+    with ActivityStore(dsn) as reader:
+        assert reader.search().events[0].attributes["user.id"] == "5 \u20ac caf\u00e9"
 
 
 def test_what_another_process_had_stored_is_noted(store_dsn: str) -> None:

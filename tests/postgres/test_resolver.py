@@ -134,16 +134,28 @@ def test_a_database_that_is_down_is_an_error_without_its_password(cluster: Clust
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_address_of_an_engine() -> None:
-    """Options of libpq are kept, those of other drivers are not."""
-    libpq = make_url("postgresql+psycopg://u:p%40ss@h:5433/app?sslmode=require&application_name=shop")
-    found = psycopg.conninfo.conninfo_to_dict(conninfo_of(libpq))
-    assert found["password"] == "p@ss"
-    assert (found["sslmode"], found["application_name"], found["port"]) == ("require", "shop", "5433")
-    other = make_url("postgresql+asyncpg://u:p@h/app?ssl=require&prepared_statement_cache_size=0")
-    assert psycopg.conninfo.conninfo_to_dict(conninfo_of(other)) == {
-        "user": "u",
-        "password": "p",
-        "host": "h",
-        "dbname": "app",
-    }
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (
+            "psycopg://u:p%40ss@h:5433/app?sslmode=require&application_name=shop",
+            "user=u password=p@ss host=h port=5433 dbname=app sslmode=require application_name=shop",
+        ),
+        ("psycopg2://u@/app?host=h1:5432&host=h2:5433", "user=u host=h1,h2 port=5432,5433 dbname=app"),
+        (
+            "psycopg://u@/app?host=/run/shop&prepare_threshold=0&sslmode=verify-full",
+            "user=u host=/run/shop dbname=app sslmode=verify-full",
+        ),
+        (
+            "asyncpg://u:p@h/app?ssl=verify-full&prepared_statement_cache_size=0",
+            "user=u password=p host=h dbname=app sslmode=verify-full",
+        ),
+        ("asyncpg://u@/app?host=/run/shop", "user=u host=/run/shop dbname=app"),
+        ("asyncpg://u@/app?host=h1:5432&host=h2:5433", "user=u host=h1,h2 port=5432,5433 dbname=app"),
+        ("psycopg://", ""),
+    ],
+)
+def test_the_address_of_an_engine(url: str, expected: str) -> None:
+    """Where its driver would connect, and with what TLS; options that libpq does not know are left out."""
+    found = psycopg.conninfo.conninfo_to_dict(conninfo_of(make_url(f"postgresql+{url}")))
+    assert found == dict(pair.split("=", 1) for pair in expected.split())
