@@ -136,6 +136,9 @@ class Outbox(Protocol):
             OutboxError: that failed, and so must the transaction.
         """
 
+    def read_only(self, outlet: Outlet) -> bool:
+        """Whether the transaction can write nothing at all; asks the server."""
+
     def addresses(self) -> Sequence[str]:
         """Databases whose outbox this process knows; secrets included."""
 

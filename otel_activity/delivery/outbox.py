@@ -91,6 +91,10 @@ class NoOutbox:
         """
         raise OutboxError(f"not committed, because {self._why}")
 
+    def read_only(self, outlet: Outlet) -> bool:
+        """Nobody asks."""
+        return False
+
     def addresses(self) -> Sequence[str]:
         """None."""
         return ()

@@ -29,9 +29,9 @@ _IN_OUTBOX: Final = object()
 class StrictDelivery(DurableDelivery):
     """A `ports.Delivery` that writes units into an outbox, in their own transaction.
 
-    What has no transaction of its own (user actions outside, failures of what was rolled back, statements
-    under AUTOCOMMIT, transactions that ended unseen) goes the way of `DurableDelivery`. So does what is read
-    from the outbox, but for the journal.
+    What has no transaction that could write it (user actions outside or in a read-only one, failures of what
+    was rolled back, statements under AUTOCOMMIT, transactions that ended unseen) goes the way of
+    `DurableDelivery`. So does what is read from the outbox, but for the journal.
 
     Args:
         outbox: writes and reads.
@@ -65,7 +65,7 @@ class StrictDelivery(DurableDelivery):
             OutboxError: it cannot be written, so nothing may be committed.
         """
         outlet = unit.outlet
-        if outlet is None:
+        if outlet is None or (_only_actions(unit) and self._outbox.read_only(outlet)):
             super().prepare(unit)
             return
         try:
@@ -171,6 +171,11 @@ class StrictDelivery(DurableDelivery):
     def metrics(self) -> dict[str, Any]:
         """As `DurableDelivery.metrics`, and ``outbox``: ``drained`` (events) and ``trouble``."""
         return {**super().metrics(), "outbox": self._drain.metrics()}
+
+
+def _only_actions(unit: Unit) -> bool:
+    """Whether nothing of it was written into the database, as far as is known."""
+    return all(entry.survives for entry in unit.entries)
 
 
 def _encoded(unit: Unit) -> list[Event]:

@@ -155,6 +155,15 @@ class PostgresOutbox:
         self._know(outlet)
         return None
 
+    def read_only(self, outlet: Outlet) -> bool:
+        """Whether the transaction can write nothing: it was begun like that, or on a standby."""
+        try:
+            with closing(outlet.connection.cursor()) as cursor:
+                cursor.execute(statement("outbox_read_only", self._schema).as_string(None))
+                return bool(cursor.fetchone()[0] == "on")
+        except Exception:  # noqa: BLE001 - then writing says what is wrong
+            return False
+
     def _insert(self, outlet: Outlet, texts: _Texts) -> None:
         query = self._numeric if outlet.driver == "asyncpg" else self._format
         with closing(outlet.connection.cursor()) as cursor:

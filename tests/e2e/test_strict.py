@@ -491,6 +491,28 @@ def test_autocommit_goes_through_the_journal(database: str, engines: Callable[..
     assert stored(database) == [("activity.entity.created", "reported"), ("activity.action", None)]
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_an_action_in_a_read_only_transaction_is_journaled(
+    database: str, engines: Callable[..., Engine], driver: str
+) -> None:
+    """Who looks at a report writes nothing, and cannot: the action needs no row to share its fate with."""
+    start(database)
+    with Session(engines(database, driver)) as session:
+        session.connection(execution_options={"postgresql_readonly": True})
+        session.execute(text("SELECT 1"))
+        log_user_action("report.view", session=session)
+        session.commit()
+        session.execute(text("SELECT 1"))
+        log_user_action("report.refused", session=session)
+        session.rollback()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert column(database, "SELECT action || ' ' || outcome FROM activity.events ORDER BY sequence") == [
+        "report.view success",
+        "report.refused failure",
+    ]
+    assert outboxed(database) == 0
+
+
 def test_each_database_has_its_own_outbox(
     database: str, postgres_server: Server, engines: Callable[..., Engine]
 ) -> None:
