@@ -76,6 +76,8 @@ def _what(finding: Finding) -> str:
     span = f"{_moment(finding.begin)} to {_moment(finding.end)}"
     if finding.kind is Kind.UNAUDITED:
         return f"no process was audited from {span}"
+    if finding.count is None:
+        return f"events lost, of which a gap record of {_moment(finding.begin)} does not say how many"
     return f"{many(finding.count, 'event')} lost, {span}"
 
 

@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from otel_activity import semconv
 from otel_activity.errors import StoreRefused
@@ -100,42 +100,61 @@ class _Repeated:
     left: int
 
 
+class _Loss(NamedTuple):
+    """A gap record that can be read: when what it tells of began and ended, and how many events it counts."""
+
+    row: Row
+    begin: datetime
+    end: datetime
+    events: int
+
+
 class _Explanations:
     """What the store itself says about missing places."""
 
     def __init__(self, records: Sequence[Row]) -> None:
-        self.losses = [row for row in records if row["name"] == semconv.GAP]
-        self.taken_over = {
-            row["attributes"][semconv.STREAM_SUBJECT]: row["attributes"][semconv.STREAM_TAKEN_OVER]
-            for row in records
-            if row["name"] == semconv.STREAM_CLOSED
-        }
+        self.losses: list[_Loss] = []
+        self.unreadable: list[Row] = []
+        """Gap records that do not say what a gap record says."""
+        self.taken_over: dict[str, int] = {}
         self._ranges: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         self._unplaced: dict[str, list[tuple[int, str]]] = defaultdict(list)
         self._repeated: dict[str, list[_Repeated]] = defaultdict(list)
         self.ended: set[str] = set()
-        for row in self.losses:
-            self._loss(row["attributes"], subject_of(row))
         for row in records:
-            if row["name"] == semconv.STREAM_CLOSED:
-                said = row["attributes"]
-                text = f"taken over from stream {said[semconv.STREAM_SUBJECT]}, which had stored them"
-                end = row["sequence"] - 1
-                self.add(str(row["stream"]), end - said[semconv.STREAM_TAKEN_OVER] + 1, end, text)
-            elif row["name"] == semconv.STREAM_REPEATED:
-                said = row["attributes"]
-                first, last = said[semconv.STREAM_REPEATED_FIRST], said[semconv.STREAM_REPEATED_LAST]
-                self._repeated[subject_of(row)].append(
-                    _Repeated(first, last, said[semconv.STREAM_REPEATED_COUNT])
-                )
+            try:
+                self._note(row)
+            except (KeyError, TypeError, ValueError):  # anybody may have sent it
+                if row["name"] == semconv.GAP:
+                    self.unreadable.append(row)
 
-    def _loss(self, said: dict[str, Any], stream: str) -> None:
-        reason, count = said[semconv.GAP_REASON], said[semconv.GAP_COUNT]
+    def _note(self, row: Row) -> None:
+        said = row["attributes"]
+        if row["name"] == semconv.GAP:
+            self._loss(row, said, subject_of(row))
+        elif row["name"] == semconv.STREAM_CLOSED:
+            subject, count = said[semconv.STREAM_SUBJECT], _number(said, semconv.STREAM_TAKEN_OVER)
+            end = row["sequence"] - 1
+            text = f"taken over from stream {subject}, which had stored them"
+            self.taken_over[str(subject)] = count
+            self.add(str(row["stream"]), end - count + 1, end, text)
+        else:
+            keys = (
+                semconv.STREAM_REPEATED_FIRST,
+                semconv.STREAM_REPEATED_LAST,
+                semconv.STREAM_REPEATED_COUNT,
+            )
+            self._repeated[subject_of(row)].append(_Repeated(*(_number(said, key) for key in keys)))
+
+    def _loss(self, row: Row, said: dict[str, Any], stream: str) -> None:
+        begin, end = _instant(said, semconv.GAP_FIRST), _instant(said, semconv.GAP_LAST)
+        reason, count = said[semconv.GAP_REASON], _number(said, semconv.GAP_COUNT)
+        ranges = [(int(first), int(last)) for first, last in said.get(semconv.GAP_SEQUENCES) or ()]
         text = f"gap record: {reason}{_unfinished(said)}"
-        if said.get(semconv.GAP_SEQUENCES):
-            for first, last in said[semconv.GAP_SEQUENCES]:
-                self.add(stream, first, last, text)
-        elif reason in PLACED_LATE:
+        self.losses.append(_Loss(row, begin, end, count))
+        for first, last in ranges:
+            self.add(stream, first, last, text)
+        if not ranges and reason in PLACED_LATE:
             self._unplaced[stream].append((count, f"{text} ({count} events, places not known)"))
         if reason == "process ended":
             self.ended.add(stream)
@@ -185,6 +204,20 @@ class _Explanations:
 def subject_of(row: Row) -> str:
     """The stream that a record is about."""
     return str(row["attributes"].get(semconv.STREAM_SUBJECT) or row["stream"])
+
+
+def _number(said: dict[str, Any], key: str) -> int:
+    value = said[key]
+    if not isinstance(value, int):
+        raise TypeError(key)
+    return value
+
+
+def _instant(said: dict[str, Any], key: str) -> datetime:
+    moment = datetime.fromisoformat(said[key])
+    if moment.tzinfo is None:
+        raise ValueError(key)
+    return moment
 
 
 def _unfinished(said: dict[str, Any]) -> str:
@@ -253,16 +286,15 @@ class _Search:
         yield from self._unaudited(tails, streams)
 
     def _losses(self, explained: _Explanations) -> Iterator[Finding]:
-        for row in explained.losses:
-            said = row["attributes"]
-            begin = datetime.fromisoformat(said[semconv.GAP_FIRST])
-            end = datetime.fromisoformat(said[semconv.GAP_LAST])
+        for row, begin, end, count in explained.losses:
             if end < self._since:
                 continue
+            said = row["attributes"]
             lane = f", for {said[semconv.GAP_EXPORTER]}" if semconv.GAP_EXPORTER in said else ""
             text = f"gap record: {said[semconv.GAP_REASON]}{lane}{_unfinished(said)}"
-            count = said[semconv.GAP_COUNT]
             yield Finding(Kind.LOSS, row["service"], row["stream"], begin, end, count=count, explanation=text)
+        for row in explained.unreadable:
+            yield Finding(Kind.LOSS, row["service"], row["stream"], row["time"], row["time"])
 
     # --- holes ------------------------------------------------------------------------------------
 

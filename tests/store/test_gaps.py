@@ -221,6 +221,31 @@ def test_a_loss_before_release_explains_no_hole(store_dsn: str) -> None:
     assert holes(store_dsn) == [(3, 3, None)]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (semconv.GAP, {}),
+        (semconv.GAP, {semconv.GAP_REASON: "full", semconv.GAP_COUNT: "many"}),
+        (semconv.STREAM_REPEATED, {semconv.STREAM_REPEATED_FIRST: 1}),
+        (semconv.STREAM_CLOSED, {semconv.STREAM_TAKEN_OVER: "x"}),
+        ("activity.stream.heartbeat", {semconv.STREAM_HEARTBEAT: "abc"}),
+        ("activity.stream.heartbeat", {semconv.STREAM_HEARTBEAT: 10**400}),
+    ],
+)
+def test_a_record_that_says_nothing_hides_nothing(store_dsn: str, name: str, said: dict[str, Any]) -> None:
+    """Whoever may send events may send odd ones: the others are judged, and an odd gap record is a loss."""
+    stream = Stream()
+    odd = stream.placed(make_event(name=name), 4)
+    odd.attributes |= said
+    store(store_dsn, [*stream.events([1, 3]), odd])
+    kinds = [(one.kind, one.first, one.explanation) for one in found(store_dsn)]
+    lost = [(Kind.LOSS, None, None)] if name == semconv.GAP else []
+    assert sorted(kinds, key=str) == sorted([(Kind.HOLE, 2, None), *lost], key=str)
+    result = run("doctor", "--gaps", dsn=store_dsn)
+    assert result.exit_code == 1
+    assert ("does not say how many" in result.output) == bool(lost)
+
+
 def test_a_record_of_another_stream_explains_nothing_here(store_dsn: str) -> None:
     """A gap record counts for the stream that it is about."""
     stream, other = Stream(), Stream()

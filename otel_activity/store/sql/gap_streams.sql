@@ -14,7 +14,8 @@ SELECT e.stream_id AS stream,
 FROM {schema}.events AS e
 LEFT JOIN LATERAL (
     SELECT e.attributes ->> 'activity.stream.subject.id' = e.stream_id::text AS own,
-           (e.attributes ->> 'activity.stream.heartbeat')::float AS heartbeat
+           CASE WHEN jsonb_typeof(e.attributes -> 'activity.stream.heartbeat') = 'number'
+                THEN least((e.attributes ->> 'activity.stream.heartbeat')::numeric, 86400)::float END AS heartbeat
     WHERE e.name LIKE 'activity.stream.%%'
 ) AS r ON true
 WHERE e.time >= %(since)s AND e.time < %(until)s
