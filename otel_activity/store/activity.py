@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,8 @@ __all__ = ["ActivityStore", "Follower", "Page", "StoredEvent", "position"]
 DEFAULT_LOOKBACK: Final = timedelta(hours=1)
 POLL_ROWS: Final = 5_000
 """Events of one poll: what a burst may cost in memory; the next poll goes on where this one stopped."""
+RETURNED_KEPT: Final = 20_000
+"""Events that a follower remembers so as not to return them again after a failover: about 2 MB."""
 BUSY_SHARE: Final = 9
 """`ActivityStore.tail` rests this many times as long as its last poll took: at most a tenth of the time."""
 
@@ -230,7 +233,9 @@ class Follower:
     database, makes each poll look again at everything stored since it began.
 
     Limits: an event further back than `lookback` is not returned; `ActivityStore.search` finds it. An event
-    that ``otel-activity schema apply`` moves to another partition may be returned again. Within one poll
+    that ``otel-activity schema apply`` moves to another partition may be returned again. So may those within
+    `lookback`, but for the newest that it has returned, when another server took over (a failover, a backup)
+    or the server recovered from a crash: transactions then have ids that others had before. Within one poll
     the events are in the order of their times.
     """
 
@@ -245,6 +250,8 @@ class Follower:
         self._lookback = lookback
         self._horizon: int | None = None
         self._seen: dict[UUID, int] = {}
+        self._run: str | None = None
+        self._returned: deque[UUID] = deque(maxlen=RETURNED_KEPT)
         self._took = 0.0
         self._more = False
 
@@ -272,11 +279,14 @@ class Follower:
         window = {"lookback": self._lookback, "next": snapshot["next"], "horizon": snapshot["horizon"]}
         visible = cursor.execute(*self._selection.arrived(schema, **window)).fetchall()
         self._seen = {row["id"]: row["transaction"] for row in visible}
-        self._horizon = snapshot["horizon"]
+        self._horizon, self._run = snapshot["horizon"], snapshot["run"]
+        self._returned.extend(row["id"] for row in rows[::-1])
         return rows[::-1]
 
     def _advance(self, cursor: psycopg.Cursor[Row]) -> list[Row]:
         snapshot = self._snapshot(cursor)
+        if snapshot["run"] != self._run or snapshot["next"] < (self._horizon or 0):
+            self._look_again(snapshot)
         query = self._selection.arrivals(
             self._reader.address.schema,
             lookback=self._lookback,
@@ -288,10 +298,16 @@ class Follower:
         rows = cursor.execute(*query).fetchall()
         self._more = len(rows) == POLL_ROWS
         self._seen.update((row["id"], row["transaction"]) for row in rows)
+        self._returned.extend(row["id"] for row in rows)
         if not self._more:
             self._horizon = snapshot["horizon"]
             self._seen = {key: number for key, number in self._seen.items() if number >= self._horizon}
         return rows
+
+    def _look_again(self, snapshot: Row) -> None:
+        """Ids that are given out now may have been others' before: none of them tells what is new."""
+        self._seen = {**dict.fromkeys(self._returned, 0), **self._seen}
+        self._horizon, self._run = 0, snapshot["run"]
 
     @staticmethod
     def _snapshot(cursor: psycopg.Cursor[Row]) -> Row:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import shutil
 import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,14 +16,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
+from otel_activity.embedded import EmbeddedPostgres
 from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailable
 from otel_activity.store import ActivityStore, EventFilter, activity
 from tests.store.support import MINUTE, apply_schema, insert_open, make_event, now, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from otel_activity.events import Event
+
+# The server that the other tests have as well; these need one of their own.
+BIN_DIR = os.environ.get("ACTIVITY_TEST_PG_BIN") or None
 
 
 def ids(events: Iterable[Event]) -> list[str]:
@@ -114,6 +121,56 @@ def test_connection_lost_between_polls_loses_nothing(store_dsn: str) -> None:
         store(store_dsn, [event])
         reader.close()
         assert ids(follower.poll()) == [event.id]
+
+
+def test_ids_that_are_given_out_again_after_a_crash_hide_no_event() -> None:
+    """What the server had not flushed it forgets, and gives the same ids to the next transactions."""
+    unflushed = {"wal_writer_delay": "10s"}
+    with EmbeddedPostgres(bin_dir=BIN_DIR, fsync=False, settings=unflushed) as server:
+        dsn = apply_schema(server.create_database("trail"))
+        before, after = make_event(), make_event()
+        store(dsn, [before])
+        with ActivityStore(dsn) as reader, psycopg.connect(dsn) as connection:
+            follower = reader.follow(last=1)
+            assert ids(follower.poll()) == [before.id]
+            for _ in range(50):
+                connection.execute("SELECT pg_current_xact_id()")
+                connection.rollback()
+            assert follower.poll() == []
+            server.kill()
+            server.start()
+            store(dsn, [after])
+            assert ids(follower.poll()) == [after.id]
+            assert follower.poll() == []
+
+
+def test_a_backup_that_takes_the_servers_place_hides_no_event(tmp_path: Path) -> None:
+    """Its ids are behind those that were followed: the follower does not wait until they have caught up."""
+    with EmbeddedPostgres(bin_dir=BIN_DIR, fsync=False) as server:
+        dsn = apply_schema(server.create_database("trail"))
+        server.stop()
+        shutil.copytree(server._data, tmp_path / "backup")
+        server.start()
+        store(dsn, [make_event()])
+        with ActivityStore(dsn) as reader:
+            follower = reader.follow()
+            follower.poll()
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                for _ in range(50):
+                    connection.execute("SELECT pg_current_xact_id()")
+            assert follower.poll() == []
+            server.stop()
+            for path in (tmp_path / "backup").iterdir():
+                target = server._data / path.name
+                shutil.rmtree(target) if path.is_dir() else target.unlink(missing_ok=True)
+                owner = server._data.stat()
+                path.rename(target)
+                for moved in (target, *target.rglob("*")):
+                    os.chown(moved, owner.st_uid, owner.st_gid)
+            server.start()
+            after = make_event()
+            store(dsn, [after])
+            assert ids(follower.poll()) == [after.id]
 
 
 def test_failed_poll_loses_nothing(store_dsn: str, postgres_server: Any) -> None:
