@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import psycopg
 from psycopg import generators, sql
+from psycopg.conninfo import make_conninfo
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 
 from otel_activity.errors import OutboxError, StoreRefused
@@ -171,8 +172,11 @@ class PostgresOutbox:
 
     def _know(self, outlet: Outlet) -> None:
         """There may be rows in that database now."""
-        if outlet.url not in self._known:
-            self._known[outlet.url] = conninfo_of(outlet.url)
+        url = outlet.url
+        named = url.host is not None or "host" in url.query
+        found = url if named else (url, *_end_of(outlet.connection))
+        if found not in self._known:
+            self._known[found] = _address(outlet, named=named)
 
     def _with_commit(self, outlet: Outlet, texts: _Texts, commit: Callable[[], Any]) -> Any:
         """INSERT and COMMIT in a row: the server skips the second if the first failed."""
@@ -352,6 +356,24 @@ def _write_statement(schema: str, resource: str, ids: str, events: str) -> str:
     """The INSERT with a driver's own places for parameters, which are in the order of `_Texts`."""
     places = {"resource": sql.SQL(resource), "ids": sql.SQL(ids), "events": sql.SQL(events)}
     return statement("outbox_write", schema, **places).as_string(None)
+
+
+def _end_of(connection: Any) -> tuple[Any, ...]:
+    """What tells databases apart whose engines have URLs that name none."""
+    info = getattr(connection, "info", None)
+    return tuple(getattr(info, name, None) for name in ("host", "port", "dbname", "user"))
+
+
+def _address(outlet: Outlet, *, named: bool) -> str:
+    """Where the connection leads to: what the engine's URL does not say is asked of the connection."""
+    given = conninfo_of(outlet.url)
+    try:
+        info = outlet.connection.info
+        known = info.dsn_parameters if outlet.driver == "psycopg2" else info.get_parameters()
+        password = {"password": info.password} if info.password else {}
+        return make_conninfo(given, **{**({} if named else known), **password})
+    except Exception:  # noqa: BLE001 - other drivers do not say
+        return given
 
 
 def _holds_unicode(outlet: Outlet) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import random
 import re
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from psycopg.pq import PipelineStatus
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -531,6 +532,31 @@ def test_each_database_has_its_own_outbox(
     finally:
         otel_activity.shutdown(1)
         postgres_server.drop_database("strict_other")
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize("way", ["creator", "arguments", "password"])
+def test_an_outbox_is_emptied_whatever_names_the_database(
+    database: str, engines: Callable[..., Engine], driver: str, way: str
+) -> None:
+    """An engine's URL need not say where its connections lead, nor with what password."""
+    url = make_url(database)
+    given = url.translate_connect_args(username="user", database="dbname")
+    start(database)
+    if way == "creator":
+        connect = importlib.import_module(driver).connect
+        engine = engines("postgresql://", driver, creator=lambda: connect(**given))
+    elif way == "arguments":
+        engine = engines("postgresql://", driver, connect_args=given)
+    else:
+        bare = url._replace(password=None).render_as_string()
+        engine = engines(bare, driver, connect_args={"password": given["password"]})
+    with Session(engine) as session:
+        session.add(Task(name="a"))
+        session.commit()
+    assert otel_activity.flush_queue(PATIENCE)
+    assert stored(database) == [CREATED]
+    assert outboxed(database) == 0
 
 
 def test_an_older_transaction_is_waited_for(database: str, engines: Callable[..., Engine]) -> None:
