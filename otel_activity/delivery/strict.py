@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StrictDelivery"]
 
+_survives: Final = attrgetter("survives")
 _IN_OUTBOX: Final = object()
 """What `Unit.prepared` is: the database decides about the unit, and nobody else needs to."""
 
@@ -175,7 +177,7 @@ class StrictDelivery(DurableDelivery):
 
 def _only_actions(unit: Unit) -> bool:
     """Whether nothing of it was written into the database, as far as is known."""
-    return all(entry.survives for entry in unit.entries)
+    return all(map(_survives, unit.entries))  # an interruption that met a generator's end would be lost
 
 
 def _encoded(unit: Unit) -> list[Event]:

@@ -361,7 +361,7 @@ def _write_statement(schema: str, resource: str, ids: str, events: str) -> str:
 def _end_of(connection: Any) -> tuple[Any, ...]:
     """What tells databases apart whose engines have URLs that name none."""
     info = getattr(connection, "info", None)
-    return tuple(getattr(info, name, None) for name in ("host", "port", "dbname", "user"))
+    return tuple([getattr(info, name, None) for name in ("host", "port", "dbname", "user")])
 
 
 def _address(outlet: Outlet, *, named: bool) -> str:
@@ -393,7 +393,7 @@ def _in_ascii(texts: _Texts) -> _Texts:
     >>> _in_ascii(("{}", "{}", '["5 €"]'))
     ('{}', '{}', '["5 \\u20ac"]')
     """
-    resource, ids, events = (_BEYOND_ASCII.sub(_escape, text) for text in texts)
+    resource, ids, events = [_BEYOND_ASCII.sub(_escape, text) for text in texts]
     return resource, ids, events
 
 
