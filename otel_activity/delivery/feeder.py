@@ -375,6 +375,7 @@ class Feeder:
             poke: asks the exporters to send what they have, without waiting.
         """
         deadline = time.monotonic() + timeout
+        owed = self._unsaid  # perhaps the feeding thread says it meanwhile
         entered = self._entered
         dropped = [lane.dropped for lane in self.lanes]
         self._wake.set()
@@ -383,7 +384,7 @@ class Feeder:
         if self._fed < entered:
             return False
         left = self._all_left(deadline, poke)
-        if self._unsaid and all(left):  # the way is free: what was lost is said now
+        if (owed or self._unsaid) and all(left):  # the way is free: what was lost is said now
             self._witness_now()
             self._wait_fed(self._entered, deadline)
             poke()

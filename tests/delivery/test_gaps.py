@@ -14,8 +14,10 @@ from tests.delivery.test_durable import World, bracket, world
 from tests.delivery.test_queued import Broken, Road, road, unit, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    import pytest
 
     from otel_activity.delivery import Lane
     from otel_activity.events import Event
@@ -189,6 +191,32 @@ def test_a_full_journal_leaves_a_gap(world: World) -> None:
     assert total(stuck, "journal full") == 20
     assert len(stuck.taken) == number - 20 + len(gaps(stuck))
     assert places(stuck, lost=False) == list(range(1, len(stuck.taken) + 1))
+
+
+def test_a_flush_waits_for_what_the_feeding_thread_says_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The window of a loss ends just when a flush has waited for everything else."""
+    road = world.road()
+    delivery = durable(world, road)
+    bracket(delivery, unit(1))
+    flushed(delivery)
+    delivery._lost("journal full", 9)
+    all_left = delivery._all_left
+
+    def late(deadline: float, poke: Callable[[], None]) -> list[bool]:
+        left = all_left(deadline, poke)
+        if not road.down:
+            road.down = True
+            delivery._witness_now()
+        return left
+
+    monkeypatch.setattr(delivery, "_all_left", late)
+    assert not delivery.flush(0.2, poke=lambda: None)
+    monkeypatch.undo()
+    road.down = False
+    flushed(delivery)
+    assert gaps(road) == [("journal full", 9)]
 
 
 def test_a_gap_survives_the_process(world: World) -> None:
