@@ -42,7 +42,9 @@ _BEYOND_ASCII: Final = re.compile("[^\x00-\x7f]+")
 _OPEN: Final = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _APPLY: Final = "run `otel-activity schema apply --outbox DSN` for this database"
 _GRANT: Final = "grant this role USAGE on the schema, INSERT on the table and USAGE on its sequence"
-_GRANT_RELAY: Final = "grant it USAGE on the schema, and SELECT, UPDATE and DELETE on the table"
+_GRANT_RELAY: Final = (
+    "grant it USAGE on the schema, and SELECT, UPDATE and DELETE on the table, without row-level security"
+)
 _PERMISSION_DENIED: Final = "42501"
 
 
@@ -230,13 +232,8 @@ class OutboxReader:
 
     def take(self, limit: int) -> list[OutboxRow]:
         """Lock the oldest rows that nobody else has; `delete` or `release` ends that."""
-        try:
-            limit_time = sql.Literal(int(_PATIENCE * 1000))
-            self._connection.execute(statement("begin", self._schema, timeout=limit_time))
-            rows = self._query("outbox_take", {"limit": limit})
-            return [OutboxRow(*row) for row in rows]
-        except psycopg.Error as error:
-            raise self._failure(error) from error
+        self._begin()
+        return [OutboxRow(*row) for row in self._answer("outbox_take", {"limit": limit})]
 
     def release(self) -> None:
         """Let go of the rows that were taken."""
@@ -254,22 +251,35 @@ class OutboxReader:
 
     def newest(self) -> str | None:
         """Transaction of the newest row there is; None when there is none."""
+        self._begin()
         rows = self._answer("outbox_newest", {})
+        self.release()
         return str(rows[0][0]) if rows else None
 
     def left(self, xid: str) -> bool:
         """Whether there are rows of this transaction or of older ones."""
-        return bool(self._answer("outbox_left", {"xid": xid})[0][0])
+        self._begin()
+        rows = self._answer("outbox_left", {"xid": xid})
+        self.release()
+        return bool(rows[0][0])
 
     def close(self) -> None:
         """Close the connection; rows that were taken are free again."""
         with suppress(psycopg.Error):
             self._connection.close()
 
+    def _begin(self) -> None:
+        limit = sql.Literal(int(_PATIENCE * 1000))
+        try:
+            self._connection.execute(statement("outbox_begin", self._schema, timeout=limit))
+        except psycopg.Error as error:
+            raise self._failure(error) from error
+
     def _answer(self, name: str, parameters: dict[str, Any]) -> list[Any]:
         try:
-            return self._query(name, parameters)
+            return self._connection.execute(statement(name, self._schema), parameters).fetchall()
         except psycopg.Error as error:
+            self.release()
             raise self._failure(error) from error
 
     def _failure(self, error: psycopg.Error) -> ExportError:
@@ -281,9 +291,6 @@ class OutboxReader:
         if error.sqlstate == _PERMISSION_DENIED:
             return StoreRefused(f"{self._schema}.outbox cannot be emptied by this role; {_GRANT_RELAY}")
         return store_failure(error, self._schema)
-
-    def _query(self, name: str, parameters: dict[str, Any]) -> list[Any]:
-        return self._connection.execute(statement(name, self._schema), parameters).fetchall()
 
 
 def _pipelines(connection: Any) -> bool:

@@ -645,6 +645,27 @@ def test_a_backlog_is_not_read_whole(database: str, query: str) -> None:
     assert max(float(found) for found in re.findall(r"rows=([0-9.]+)", "".join(lines))) <= 100
 
 
+def test_rows_that_are_hidden_from_a_relay_are_an_error(database: str) -> None:
+    """With row-level security the outbox only looks empty: nobody is to believe that."""
+    role = f"relay_{os.getpid()}"
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(
+            "INSERT INTO activity.outbox (id, event, resource) VALUES (gen_random_uuid(), '1', '{}')"
+        )
+        admin.execute("ALTER TABLE activity.outbox ENABLE ROW LEVEL SECURITY")
+        admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'w'")
+        try:
+            admin.execute(f"GRANT USAGE ON SCHEMA activity TO {role}; GRANT ALL ON activity.outbox TO {role}")
+            weak = psycopg.conninfo.make_conninfo(database, user=role, password="w")
+            with closing(OutboxReader(weak, "activity")) as reader:
+                for ask in (reader.newest, lambda: reader.take(1), lambda: reader.left("9")):
+                    with pytest.raises(StoreRefused, match="row-level security"):
+                        ask()
+            assert outbox_facts(weak).waiting is None
+        finally:
+            admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 def test_the_owner_of_a_schema_makes_the_outbox_in_it(database: str) -> None:
     """Who may make no schemas can be given one."""
     role = f"owner_{os.getpid()}"

@@ -14,7 +14,9 @@ SELECT current_user::text,
            ),
            false
        ),
-       coalesce(found.usable AND has_table_privilege(found.oid, 'SELECT'), false)
+       coalesce(
+           found.usable AND has_table_privilege(found.oid, 'SELECT') AND NOT row_security_active(found.oid), false
+       )
 FROM (SELECT) AS always
 LEFT JOIN (
     SELECT pg_class.oid, has_schema_privilege(pg_namespace.oid, 'USAGE') AS usable
