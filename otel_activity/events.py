@@ -413,6 +413,7 @@ class Unit:
 
     __slots__ = (
         "_transaction_id",
+        "answered",
         "commit",
         "courier",
         "database",
@@ -448,6 +449,8 @@ class Unit:
         """What a delivery that prepares keeps about the unit; nobody else's business."""
         self.sent = False
         """Whether its COMMIT is on its way: whoever is interrupted before knows that nothing happened."""
+        self.answered = False
+        """Whether that COMMIT was answered: whoever is interrupted after this knows what happened."""
 
     @property
     def transaction_id(self) -> str:

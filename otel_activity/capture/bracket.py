@@ -329,23 +329,45 @@ class Bracket:
             # The server answers COMMIT with ROLLBACK and no error: nothing is committed.
             return self.abort(transaction, send)
         unseen = state is drivers.State.ENDED and not untouched
+        why = _UNSEEN if unseen else doubt
         try:
             # A transaction that is not surely the unit's own must not vouch for it.
-            self._prepare(unit, transaction, None if unseen or doubt is not None else raw, joins=joins)
+            self._prepare(unit, transaction, None if why is not None else raw, joins=joins)
             result = self._send_prepared(transaction, unit, send)
-        except ActivityError:
-            self._refused(transaction, unit, undo)
-            raise
+            self._answered(unit, why)
         except BaseException as error:
-            self._failed(transaction, unit, error)
+            try:
+                self._cut_short(transaction, unit, error, why, undo)
+            except BaseException:  # interrupted, perhaps once more: whatever was done is not done twice
+                self._cut_short(transaction, unit, error, why, undo)
+                raise
             raise
-        if unseen:
-            self._undecided(unit, _UNSEEN)
-        elif doubt is not None:
-            self._undecided(unit, doubt)
-        else:
-            self._committed(unit)
         return result
+
+    def _cut_short(
+        self,
+        transaction: Transaction,
+        unit: Unit,
+        error: BaseException,
+        why: str | None,
+        undo: Callable[[], Any] | None,
+    ) -> None:
+        """A COMMIT was refused, failed or answered, and in the last case somebody was interrupted since."""
+        if unit.answered:
+            if transaction.unit is unit:
+                self._forget(transaction)
+            self._answered(unit, why)
+        elif isinstance(error, ActivityError):
+            self._refused(transaction, unit, undo)
+        else:
+            self._failed(transaction, unit, error)
+
+    def _answered(self, unit: Unit, why: str | None) -> None:
+        """COMMIT succeeded; `why` says why that does not tell what became of the unit."""
+        if why is None:
+            self._committed(unit)
+        else:
+            self._undecided(unit, why)
 
     def _refused(self, transaction: Transaction, unit: Unit, undo: Callable[[], Any] | None) -> None:
         """Delivery refuses the unit: its COMMIT was not sent, or not executed."""
@@ -364,6 +386,7 @@ class Bracket:
         try:
             unit.sent = True
             result = send() if courier is None else courier(send)
+            unit.answered = True
         finally:
             transaction.inside = False
         self._forget(transaction)
@@ -371,10 +394,11 @@ class Bracket:
 
     def _failed(self, transaction: Transaction, unit: Unit, error: BaseException) -> None:
         """A COMMIT failed, or somebody was interrupted (Ctrl-C, a timeout, a cancelled task) around it."""
-        if transaction.unit is not unit:
-            return  # it was answered, or the transaction is another one already
+        mine = transaction.unit is unit
+        if not mine and (transaction.unit is not None or not unit.sent):
+            return  # the transaction is another one already, or was over before
         # Not sent, or nothing happened yet (SQLite: database is locked). The next COMMIT or ROLLBACK decides.
-        if not unit.sent or drivers.state_of(transaction) is drivers.State.OPEN:
+        if mine and (not unit.sent or drivers.state_of(transaction) is drivers.State.OPEN):
             again = Unit(unit.transaction_id, system=unit.system, database=unit.database)
             again.entries = list(unit.entries)
             again.encoded = unit.encoded
@@ -473,21 +497,35 @@ class Bracket:
 
     def commit_prepared(self, key: tuple[Any, ...], send: Callable[[], Any]) -> Any:
         """Bracket COMMIT PREPARED, from whichever connection it comes."""
-        # Taken out first: some dialects send the text, which comes by here again.
-        unit = self._prepared.pop(key, None)
+        unit = self._prepared.get(key)
         if unit is None:
             return send()
+        unit.sent = unit.answered = False  # that was PREPARE
         try:
+            # Taken out first: some dialects send the text, which comes by here again.
+            self._prepared.pop(key, None)
+            unit.sent = True
             result = send()
+            unit.answered = True
+            self._committed(unit)
         except BaseException as error:
-            if drivers.certainly_aborted(error) and drivers.sqlstate(error) != _UNDEFINED_OBJECT:
-                # A definite refusal leaves the transaction prepared on the server: its end is still to come.
-                self._prepared[key] = unit
-            else:
-                self._undecided(unit, type(error).__name__, error)
+            try:
+                self._second_phase_cut_short(key, unit, error)
+            except BaseException:  # as in `commit`
+                self._second_phase_cut_short(key, unit, error)
+                raise
             raise
-        self._committed(unit)
         return result
+
+    def _second_phase_cut_short(self, key: tuple[Any, ...], unit: Unit, error: BaseException) -> None:
+        refused = drivers.certainly_aborted(error) and drivers.sqlstate(error) != _UNDEFINED_OBJECT
+        if unit.answered:
+            self._committed(unit)
+        elif refused or not unit.sent:
+            # The transaction is still prepared on the server: its end is to come.
+            self._prepared[key] = unit
+        else:
+            self._undecided(unit, type(error).__name__, error)
 
     def rollback_prepared(self, key: tuple[Any, ...], send: Callable[[], Any]) -> Any:
         """Bracket ROLLBACK PREPARED; one that fails leaves the unit waiting."""

@@ -12,6 +12,7 @@ query with the first write of a transaction, in the same round trip where the dr
 from __future__ import annotations
 
 import logging
+import sys
 from importlib import resources
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -165,12 +166,18 @@ class ProofReader:
 
     def execute(self, transaction: Transaction, raw: Any, send: Callable[[], Any]) -> Any:
         """Send the application's statement and the query together (psycopg)."""
+        before = sys.exc_info()[1]
         try:
             with raw.pipeline():
                 result = send()
                 cursor = raw.cursor(row_factory=None)
                 cursor.execute(self._read, prepare=False)
         except Exception as error:
+            interruption = error.__context__
+            if not (interruption is before or interruption is None or isinstance(interruption, Exception)):
+                # A timeout, or the like. What psycopg says then is that it cannot end its pipeline, and
+                # SQLAlchemy would take the connection, in the middle of an answer, for one that can go on.
+                raise interruption from None
             self._notice(transaction, error)
             raise
         try:

@@ -66,20 +66,24 @@ class Docket:
         with self._lock:
             if self._stop.is_set():
                 return False
-            self._open.append(held)
+            if held not in self._open:  # it is if whoever asked was interrupted, and asks again
+                self._open.append(held)
             self._empty.clear()
             if self._thread is not None:
                 return True
-            thread = self._thread = threading.Thread(
-                target=self._run, name="otel-activity-resolver", daemon=True
-            )
-        try:
-            thread.start()
-        except RuntimeError:
-            self._thread = None
-            self.close(0.0)
-            return False
-        return True
+            thread = threading.Thread(target=self._run, name="otel-activity-resolver", daemon=True)
+            try:
+                self._thread = thread
+                thread.start()
+            except RuntimeError:
+                self._thread = None
+            except BaseException:
+                self._thread = None  # interrupted; if the thread runs nevertheless, it ends by itself
+                raise
+            else:
+                return True
+        self.close(0.0)
+        return False
 
     def wait(self, deadline: float) -> bool:
         """Whether every question has its answer, until `deadline` (monotonic seconds)."""
@@ -98,7 +102,8 @@ class Docket:
 
     def _run(self) -> None:
         delays = self._backoff.delays()
-        while not self._stop.is_set():
+        me = threading.current_thread()
+        while not self._stop.is_set() and self._thread is me:
             with self._lock:
                 asked = self._open[:_BATCH]
                 if not asked:

@@ -318,7 +318,12 @@ class DurableDelivery(Feeder):
             return
         # Under one lock, so that units are released in the order of their marks.
         with self._lock:
-            why = "after shutdown" if self._closed else self._enter(held)
+            try:
+                why = self._enter(held)
+            except BaseException:
+                # Interrupted, and its mark is written perhaps: no other may come between that and its place.
+                self._enter(held)
+                raise
             if why is not None:
                 self.dropped += held.count
         if held.source is not None:
@@ -333,25 +338,33 @@ class DurableDelivery(Feeder):
 
     def _enter(self, held: Held) -> str | None:
         """Let a released unit in, its events too if there is room for them; else say why it is dropped."""
+        if held.entered:
+            return None  # interrupted behind this
+        if self._closed:
+            return "after shutdown"
         count = held.count
         if held.events is not None:
             in_memory = self._kept - self._let_go
-            if not in_memory or in_memory + count <= self.capacity:
-                self._kept += count
-            elif held.source is not None:
+            if in_memory and in_memory + count > self.capacity:
+                if held.source is None:
+                    return f"not journaled, and more than {self.capacity} wait in memory"
                 held.events = None
-            else:
-                return f"not journaled, and more than {self.capacity} wait in memory"
+        if held.source is not None:
+            held.mark = self._mark(held.source, RELEASED, encode_release(held))
+        # No call from here on: whoever is interrupted has done all of it or nothing.
+        if held.events is not None:
+            self._kept += count
         if held.source is None:
             self.unjournaled += count
-        else:
-            held.mark = self._mark(held.source, RELEASED, encode_release(held))
-        self._let_in(held)
+        held.before = self._in
+        self._in += count
+        self._inbox += (held,)
         self.released += count
+        held.entered = True
         return None
 
     def _let_in(self, held: Held) -> None:
-        """Its place in the order in which units are fed; called under the lock."""
+        """Its place in the order in which units are fed; called under the lock, and not to be interrupted."""
         held.before = self._in
         self._in += held.count
         self._inbox.append(held)
@@ -398,16 +411,21 @@ class DurableDelivery(Feeder):
 
     def let_in(self, held: Held) -> None:
         """Release a unit that is in memory alone, or drop it. The bound is soft by one unit."""
+        count = held.count
         with self._lock:
-            full = self._closed or self._loose_in - self._loose_out >= self.capacity
+            full = not held.entered and (self._closed or self._loose_in - self._loose_out >= self.capacity)
             if full:
-                self.dropped += held.count
-                self.loose_dropped += held.count
-            else:
-                self._loose_in += held.count
-                self._let_in(held)
-                self.released += held.count
-                self.loose_released += held.count
+                self.dropped += count
+                self.loose_dropped += count
+            elif not held.entered:
+                # No call in here: whoever is interrupted has done all of it or nothing.
+                self._loose_in += count
+                held.before = self._in
+                self._in += count
+                self._inbox += (held,)
+                self.released += count
+                self.loose_released += count
+                held.entered = True
         if full:
             self._lost(QUEUE_FULL, held.count)
             why = "after shutdown" if self._closed else f"more than {self.capacity} wait in memory"
@@ -423,12 +441,14 @@ class DurableDelivery(Feeder):
         """
         asks = self._docket is not None and held.proof is not None and held.count > 0
         with self._lock:
-            full = asks and self._loose_asked >= self._most_loose
+            most = self._most_loose
+            full = asks and not held.asked and self._loose_asked >= most
             if full:
                 self.dropped += held.count
                 self.loose_dropped += held.count
-            elif asks:
+            elif asks and not held.asked:
                 self._loose_asked += held.count
+                held.asked = True
         if full:
             self._lost(QUEUE_FULL, held.count)
             why = f"{self._loose_asked} {_UNANSWERED}"
@@ -443,9 +463,10 @@ class DurableDelivery(Feeder):
 
     def _answered(self, held: Held) -> None:
         """A unit no longer waits for the database."""
-        if held.loose:
-            with self._lock:
+        with self._lock:
+            if held.asked:
                 self._loose_asked -= held.count
+                held.asked = False
 
     def encode(self, unit: Unit) -> list[Event]:
         """The events of a unit, as committed; entries that cannot be encoded are lost."""

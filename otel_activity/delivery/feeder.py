@@ -198,23 +198,23 @@ class Feeder:
         """Start the thread if there is none."""
         if self._thread is not None or self._closed:
             return
-        with self._lock:
-            start = self._thread is None and not self._closed
-            if start:
-                self._thread = threading.Thread(target=self._run, name="otel-activity-feeder", daemon=True)
-        if start:
-            self._start()
-
-    def _start(self) -> None:
-        thread = self._thread
+        thread = threading.Thread(target=self._run, name="otel-activity-feeder", daemon=True)
         try:
-            if thread is not None:
+            with self._lock:
+                start = self._thread is None and not self._closed
+                if start:
+                    self._thread = thread
+            if start:
                 thread.start()
         except RuntimeError:
             # The interpreter is shutting down: the last flush pumps in its own thread.
             self._thread = None
             return
-        if self._started is not None:
+        except BaseException:
+            if self._thread is thread:
+                self._thread = None  # interrupted; if the thread runs nevertheless, it ends by itself
+            raise
+        if start and self._started is not None:
             self._started()
 
     def _run(self) -> None:

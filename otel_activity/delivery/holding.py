@@ -210,6 +210,8 @@ class Held(msgspec.Struct, eq=False, gc=False):
         elsewhere: an exporter that this process does not have needs it still.
         loose: it is in memory alone because that is its delivery class.
         late: the unit whose entries are to be encoded when it is fed.
+        entered: it was let in; whoever was interrupted since and begins again does not let it in twice.
+        asked: it is in memory alone, and counts among those that wait for the database.
     """
 
     count: int
@@ -230,6 +232,8 @@ class Held(msgspec.Struct, eq=False, gc=False):
     elsewhere: bool = False
     loose: bool = False
     late: Unit | None = None
+    entered: bool = False
+    asked: bool = False
 
     @property
     def number(self) -> int:

@@ -63,8 +63,9 @@ class Memory:
     def committed(self, unit: Unit) -> None:
         """Queue the unit; it is encoded by the feeding thread."""
         held = self._held(unit)
-        held.late = unit
-        held.commit = _REPORTED
+        if not held.entered:
+            held.late = unit
+            held.commit = _REPORTED
         self._engine.let_in(held)
 
     def aborted(self, unit: Unit) -> None:
@@ -74,11 +75,17 @@ class Memory:
         """Have the database asked, as for the units beside it; the answer must not differ."""
         unit.commit = Commit.UNKNOWN
         held = self._held(unit)
-        held.error, unit.error = unit.error, None  # the answer decides whether events mention it
-        held.events = self._engine.encode(unit)
-        held.count = len(held.events)
+        if not held.asked and not held.entered:
+            held.error = held.error or unit.error
+            unit.error = None  # the answer decides whether events mention it
+            held.events = self._engine.encode(unit)
+            held.count = len(held.events)
         self._engine.ask_or_release(held)
 
     def _held(self, unit: Unit) -> Held:
-        lanes = len(self._engine.lanes)
-        return Held(len(unit.entries), None, lanes, lanes, unit.proof, loose=True)
+        """Made once, so that whoever is interrupted can begin again."""
+        held: Held | None = unit.prepared
+        if held is None:
+            lanes = len(self._engine.lanes)
+            held = unit.prepared = Held(len(unit.entries), None, lanes, lanes, unit.proof, loose=True)
+        return held

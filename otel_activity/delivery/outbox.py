@@ -159,15 +159,19 @@ class OutboxDrain:
         if self._thread is not None or self._stop.is_set():
             return
         thread = threading.Thread(target=self._run, name="otel-activity-outbox", daemon=True)
-        with self._lock:
-            first = self._thread is None
-            if first:
-                self._thread = thread
         try:
+            with self._lock:
+                first = self._thread is None
+                if first:
+                    self._thread = thread
             if first:
                 thread.start()
         except RuntimeError:  # the interpreter ends: the next process of the service, or a relay, goes on
             self._thread = None
+        except BaseException:
+            if self._thread is thread:
+                self._thread = None  # interrupted; if the thread runs nevertheless, it ends by itself
+            raise
 
     def flush(self, deadline: float) -> bool:
         """Whether everything that is in the outboxes now was delivered until `deadline` (monotonic)."""
@@ -204,8 +208,9 @@ class OutboxDrain:
 
     def _run(self) -> None:
         looked = 0.0
+        me = threading.current_thread()
         try:
-            while not self._stop.is_set():
+            while not self._stop.is_set() and self._thread is me:
                 # Polled: waking a thread costs the request that does it.
                 if self._due.is_set() or time.monotonic() - looked >= _LOOK:
                     self._due.clear()
@@ -216,7 +221,8 @@ class OutboxDrain:
             for reader in self._readers.values():
                 reader.close()
             self._readers.clear()
-            self._thread = None
+            if self._thread is me:
+                self._thread = None
 
     def _round(self) -> None:
         for address in self._outbox.addresses():

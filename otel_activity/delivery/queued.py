@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["QueuedDelivery"]
 
+_QUEUED: Final = object()
+"""What `Unit.prepared` is once the unit is in the queue."""
 _MOST_LATE: Final = 64
 """Events about losses that wait for a lane which is full, while others have them."""
 
@@ -133,12 +135,17 @@ class QueuedDelivery(Feeder):
         """Queue the unit."""
         count = len(unit.entries)
         with self._lock:
-            full = self.released - self._fed >= self.capacity or self._closed
-            if full:
-                self.dropped += count
+            if unit.prepared is _QUEUED:  # it was interrupted behind this
+                full = False
             else:
-                self._units.append(unit)
-                self.released += count
+                full = self.released - self._fed >= self.capacity or self._closed
+                if full:
+                    self.dropped += count
+                else:
+                    # No call in here: whoever is interrupted has done all of it or nothing.
+                    self._units += (unit,)
+                    self.released += count
+                    unit.prepared = _QUEUED
         if self._thread is None:
             self._ensure_thread()
         if full:

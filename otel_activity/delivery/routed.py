@@ -108,7 +108,9 @@ class RoutedDelivery:
             return prepared
         if prepared is not None:  # before anything was routed
             return _Parts([(self._ways[self._default], unit)])
-        return self._parts(unit)  # preparing failed, or was skipped; each way makes up for it as it can
+        # Preparing failed, or was skipped; each way makes up for it as it can.
+        parts = unit.prepared = self._parts(unit)
+        return parts
 
 
 def _part(unit: Unit, entries: list[Entry], *, strict: bool) -> Unit:

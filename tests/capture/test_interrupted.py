@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -13,24 +14,27 @@ from sqlalchemy.orm import Session
 from otel_activity import semconv
 from otel_activity.capture import SQLAlchemyCapture
 from otel_activity.classes import Classes
-from otel_activity.delivery import Journaled, Memory, RoutedDelivery
+from otel_activity.delivery import Journaled, Memory, QueuedDelivery, RoutedDelivery
 from tests.capture.support import Account, Base, Note, Open
 from tests.delivery.test_durable import LARGE, World, flush, world
 from tests.interruptions import interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from sqlalchemy import Engine
 
+    from otel_activity.capture.bracket import Bracket
     from otel_activity.delivery import DurableDelivery
     from otel_activity.events import Event
     from otel_activity.ports import Delivery
+    from tests.delivery.test_queued import Road
 
 __all__ = ["world"]
 
 TRACED = ("capture/bracket.py", "delivery/routed.py", "delivery/durable.py", "delivery/journal.py")
+MORE = ("capture/transaction.py", "delivery/memory.py", "delivery/queued.py", "delivery/feeder.py")
 
 
 def delivery_of(engine: DurableDelivery) -> Delivery:
@@ -49,54 +53,88 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def stored(path: Path) -> set[str]:
-    """Names of the rows that were committed."""
+@pytest.fixture
+def audited() -> Iterator[Callable[[Delivery], Bracket]]:
+    """Captures for a delivery, until the test is over."""
+    captures: list[SQLAlchemyCapture] = []
+
+    def audit(delivery: Delivery) -> Bracket:
+        classes = Classes("durable", ["Note=best_effort"])
+        capture = SQLAlchemyCapture(delivery, redactor=Open(), classes=classes)
+        capture.install()
+        captures.append(capture)
+        return capture._bracket
+
+    yield audit
+    for capture in captures:
+        capture.uninstall()
+
+
+def stored(path: Path) -> list[str]:
+    """Names of the rows that were committed, and what the notes say."""
     connection = sqlite3.connect(path / "test.db")
     try:
-        return {name for (name,) in connection.execute("SELECT name FROM account")}
+        query = "SELECT name FROM account UNION ALL SELECT body FROM note"
+        return sorted(name for (name,) in connection.execute(query))
     finally:
         connection.close()
 
 
 def names(events: list[Event]) -> list[str]:
     """Of the rows that the events tell of."""
-    created = [event for event in events if event.attributes[semconv.DB_COLLECTION_NAME] == "account"]
-    return [msgspec.json.decode(event.attributes[semconv.CHANGES])["name"]["after"] for event in created]
+    fields = {"account": "name", "note": "body"}
+    return sorted(
+        msgspec.json.decode(event.attributes[semconv.CHANGES])[fields[table]]["after"]
+        for event in events
+        if (table := event.attributes.get(semconv.DB_COLLECTION_NAME)) in fields
+    )
+
+
+def interrupted_everywhere(
+    engine: Engine, files: tuple[str, ...], then: str, commit: Callable[[Any], object] | None = None
+) -> set[str]:
+    """One transaction for each place where its COMMIT can be interrupted; these places.
+
+    Args:
+        engine: of the database.
+        files: see `interrupted`.
+        then: what the application does next, `commit` or `rollback`. SQLite's driver takes both when
+            nothing is open.
+        commit: commits a `Connection`, if that is to be another way than usual.
+    """
+    places: set[str] = set()
+    number = 0
+    while True:
+        number += 1
+        with Session(engine) as session:
+            session.add_all(Account(name=f"{number} {each}") for each in "abc")
+            session.add(Note(body=f"{number} in memory alone, if there is a choice"))
+            session.flush()
+            connection = session.connection()
+            dialect, raw = connection.dialect, connection.connection
+            way = dialect.do_commit if commit is None else commit
+            error = (KeyboardInterrupt, SystemExit, GeneratorExit)[number % 3]
+            where = interrupted(number, files, error, lambda way=way, raw=raw: way(raw))  # type: ignore[misc]
+            if not where:
+                return places
+            places.add(where)
+            getattr(dialect, f"do_{then}")(raw)
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["durable", "mixed"])
 @pytest.mark.parametrize("then", ["rollback", "commit"])
 def test_an_interruption_at_any_moment_leaves_no_record_of_what_was_rolled_back(
-    world: World, engine: Engine, tmp_path: Path, mixed: bool, then: str
+    world: World,
+    engine: Engine,
+    audited: Callable[[Delivery], Bracket],
+    tmp_path: Path,
+    mixed: bool,
+    then: str,
 ) -> None:
     """The process dies afterwards; whoever takes its journal over delivers what was committed, once."""
     first = world.delivery(world.road(down=True), max_bytes=64 * LARGE)
-    delivery = delivery_of(first) if mixed else Journaled(first)
-    classes = Classes("durable", ["Note=best_effort"])
-    capture = SQLAlchemyCapture(delivery, redactor=Open(), classes=classes)
-    capture.install()
-    try:
-        number, places = 0, set()
-        while True:
-            number += 1
-            with Session(engine) as session:
-                session.add_all(Account(name=f"{number} {each}") for each in "abc")
-                session.add(Note(body="in memory alone, if there is a choice"))
-                session.flush()
-                connection = session.connection()
-                where = interrupted(
-                    number,
-                    TRACED,
-                    (KeyboardInterrupt, SystemExit, GeneratorExit)[number % 3],
-                    lambda connection=connection: connection.dialect.do_commit(connection.connection),  # type: ignore[misc]
-                )
-                if not where:
-                    break
-                places.add(where)
-                # What the application does next; SQLite's driver takes both when nothing is open.
-                getattr(connection.dialect, f"do_{then}")(connection.connection)
-    finally:
-        capture.uninstall()
+    audited(delivery_of(first) if mixed else Journaled(first))
+    places = interrupted_everywhere(engine, TRACED, then)
     assert len(places) > 40, places
     world.kill(first)
     heir = world.road()
@@ -104,7 +142,68 @@ def test_an_interruption_at_any_moment_leaves_no_record_of_what_was_rolled_back(
     second.start()
     assert flush(second)
     found = names(heir.taken)
-    rows = stored(tmp_path)
-    assert [name for name in found if name not in rows] == []
-    assert len(found) == len(set(found))
-    assert rows - set(found) == set()
+    truth = [name for name in stored(tmp_path) if not mixed or "memory" not in name]
+    assert found == truth
+
+
+def delivery_for(world: World, kind: str, road: Road) -> tuple[Any, Delivery]:
+    """A delivery of a kind, and how it takes units."""
+    if kind == "best_effort":
+        queued = QueuedDelivery([road.lane], road.emit, capacity=10_000)
+        return queued, queued
+    durable = world.delivery(road, capacity=10_000, max_bytes=64 * LARGE)
+    return durable, delivery_of(durable) if kind == "mixed" else Journaled(durable)
+
+
+KINDS = pytest.mark.parametrize("kind", ["best_effort", "durable", "mixed"])
+
+
+@KINDS
+@pytest.mark.parametrize("then", ["rollback", "commit"])
+def test_what_was_interrupted_after_its_commit_is_delivered_by_the_same_process(
+    world: World,
+    engine: Engine,
+    audited: Callable[[Delivery], Bracket],
+    tmp_path: Path,
+    kind: str,
+    then: str,
+) -> None:
+    """Nobody has to wait for the end of the process: a flush has what was committed, once."""
+    road = world.road(capacity=10_000)
+    delivery, way = delivery_for(world, kind, road)
+    audited(way)
+    places = interrupted_everywhere(engine, (*TRACED, *MORE), then)
+    assert len(places) > 20, places
+    assert flush(delivery)
+    assert names(road.taken) == stored(tmp_path)
+    assert delivery.metrics()["waiting"] == 0
+    assert delivery.metrics()["released"] == len(stored(tmp_path))
+
+
+@KINDS
+def test_what_was_interrupted_after_its_commit_had_failed_is_delivered_by_the_same_process(
+    world: World,
+    engine: Engine,
+    audited: Callable[[Delivery], Bracket],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    """The connection breaks, and then somebody is interrupted: what is unknown is said to be unknown."""
+
+    def answer_nothing(raw: Any) -> None:
+        raw.dbapi_connection.commit()
+        raise ConnectionResetError
+
+    def commit(raw: Any) -> None:
+        transaction = bracket.find(raw)
+        assert transaction is not None
+        with suppress(ConnectionResetError):
+            bracket.commit(transaction, lambda: answer_nothing(raw), raw=raw.dbapi_connection)
+
+    road = world.road(capacity=10_000)
+    delivery, way = delivery_for(world, kind, road)
+    bracket = audited(way)
+    places = interrupted_everywhere(engine, (*TRACED, *MORE), "rollback", commit)
+    assert len(places) > 20, places
+    assert flush(delivery)
+    assert names(road.taken) == stored(tmp_path)

@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool
 from otel_activity import semconv
 from otel_activity.capture import ProofReader, SQLAlchemyCapture
 from otel_activity.capture.transaction import Transaction
-from tests.capture.support import SYNC_DRIVERS, Account, Base, Open, Recorder, Scene, url_of
+from tests.capture.support import SYNC_DRIVERS, Account, Base, Open, Recorder, Scene, url_of, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from otel_activity.events import Proof, Unit
 
 _REFUSED = "activity_without_proof"
+_BLOCKED = (
+    """SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+)
 
 
 class Proofs(Recorder):
@@ -42,6 +45,10 @@ class Proofs(Recorder):
     def prepare(self, unit: Unit) -> None:
         super().prepare(unit)
         self.proofs.append(unit.proof)
+
+
+class OutOfTime(BaseException):
+    """As gevent's `Timeout`: psycopg does not know it."""
 
 
 @pytest.fixture
@@ -113,6 +120,59 @@ def test_a_near_server_is_asked_without_a_pipeline(
         session.commit()
     sent = [line.split("\t")[3] for line in (tmp_path / "trace").read_text().splitlines() if "\tF\t" in line]
     assert ("Query" in sent) is bool(near)
+    scene.check()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")
+@pytest.mark.parametrize("handling", [False, True])
+def test_an_interruption_while_the_id_is_read_stays_what_it_is(scene: Scene, handling: bool) -> None:
+    """psycopg cannot end its pipeline then; the application hears of its own interruption, not of that."""
+
+    def ring(*_: object) -> None:
+        raise OutOfTime
+
+    def interrupt() -> None:
+        with psycopg.connect(scene.dsn, autocommit=True) as looks:
+            wait_for(lambda: looks.execute(_BLOCKED).fetchone())
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def work() -> None:
+        with Session(scene.engine()) as session:
+            session.add(Account(name="lost"))
+            session.commit()
+
+    def while_handling() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            work()
+
+    before = signal.signal(signal.SIGUSR1, ring)
+    with psycopg.connect(scene.dsn) as blocker:
+        blocker.execute("LOCK TABLE account IN EXCLUSIVE MODE")
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        try:
+            with pytest.raises(OutOfTime):
+                while_handling() if handling else work()
+        finally:
+            thread.join()
+            signal.signal(signal.SIGUSR1, before)
+    scene.check()
+
+
+@pytest.mark.parametrize("handled", [KeyboardInterrupt, ValueError])
+def test_an_error_while_an_interruption_is_handled_is_an_error(
+    scene: Scene, handled: type[BaseException]
+) -> None:
+    """What somebody writes while he handles Ctrl-C fails as it always does."""
+    with Session(scene.engine()) as session:
+        try:
+            raise handled
+        except handled:
+            session.add(Account(name="forbidden"))
+            with pytest.raises(exc.IntegrityError):
+                session.commit()
     scene.check()
 
 
