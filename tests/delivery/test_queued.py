@@ -14,6 +14,7 @@ from otel_activity import semconv
 from otel_activity.delivery import Backoff, Lane, QueuedDelivery
 from otel_activity.errors import StoreUnavailable
 from otel_activity.events import Commit, Event, Unit
+from tests.interruptions import interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,6 +109,26 @@ def test_events_arrive_in_order_of_release_with_a_gap_free_sequence(road: Road) 
     assert [event.id for event in road.taken] == [str(number) for number in range(100)]
     assert [event.attributes[semconv.SEQUENCE] for event in road.taken] == list(range(1, 101))
     assert len({event.attributes[semconv.STREAM_ID] for event in road.taken}) == 1
+
+
+def test_a_thread_whose_start_was_interrupted_is_started_by_the_next_unit() -> None:
+    """Ctrl-C while the first transaction of a process starts the thread does not leave it without one."""
+    number, where = 0, "somewhere"
+    while where:
+        number += 1
+        road = Road()
+        delivery = QueuedDelivery([road.lane], road.emit, capacity=1000)
+        where = interrupted(
+            number,
+            ["delivery/feeder.py"],
+            KeyboardInterrupt,
+            lambda delivery=delivery: delivery.committed(unit(1)),  # type: ignore[misc]
+        )
+        delivery.committed(unit(2))
+        wait_for(lambda road=road: len(road.taken) == 2)  # type: ignore[misc]
+        delivery.close(time.monotonic() + 5)
+        road.close()
+    assert number > 3
 
 
 def test_a_flush_tells_the_truth_about_a_store_that_is_down(road: Road) -> None:

@@ -15,6 +15,7 @@ from otel_activity.errors import StoreUnavailable
 from otel_activity.events import Commit, Event, Proof, Verdict
 from tests.delivery.test_durable import World, bracket, fates, flush, ids, world
 from tests.delivery.test_queued import Note, unit, wait_for
+from tests.interruptions import interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,6 +98,30 @@ def test_the_database_decides_what_a_crash_left_open(world: World, database: Dat
     assert delivery.metrics()["undecided"] == 2
     wait_for(lambda: len(list(world.home.iterdir())) == 1)  # what is left is its own
     assert database.threads == {"otel-activity-resolver"}
+
+
+def test_a_question_that_was_interrupted_is_put_again(world: World, database: Database) -> None:
+    """Wherever Ctrl-C came while a unit was given up, who begins again has one answer."""
+    number, where = 0, "somewhere"
+    database.fates = dict.fromkeys(range(200), Verdict.COMMITTED)
+    while where:
+        number += 1
+        road = world.road()
+        delivery = world.delivery(road, resolver=database)
+        made = proven(number)
+        delivery.prepare(made)
+        where = interrupted(
+            number,
+            ["delivery/docket.py", "delivery/durable.py"],
+            KeyboardInterrupt,
+            lambda delivery=delivery, made=made: delivery.undecided(made, None),  # type: ignore[misc]
+        )
+        if where:
+            delivery.undecided(made, None)
+        assert flush(delivery)
+        assert fates(road) == {number: ("proven", None)}, where
+        world.kill(delivery)
+    assert number > 8
 
 
 def test_a_transaction_in_progress_is_asked_about_again(world: World, database: Database) -> None:
