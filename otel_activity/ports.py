@@ -98,8 +98,8 @@ class OutboxRow(NamedTuple):
 class OutboxReader(Protocol):
     """A connection to one outbox. Every method but `close` and `release` raises `ExportError`."""
 
-    def take(self, limit: int) -> list[OutboxRow]:
-        """Lock the oldest rows of ended transactions that nobody else has, in order."""
+    def take(self, limit: int, skip: int = 0) -> list[OutboxRow]:
+        """Lock the oldest rows of ended transactions that nobody has, in order, after the first `skip`."""
 
     def release(self) -> None:
         """Let go of the rows that were taken."""

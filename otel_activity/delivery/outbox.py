@@ -147,6 +147,8 @@ class OutboxDrain:
         self.trouble: str | None = None
         self._readers: dict[str, OutboxReader] = {}
         self._late: dict[str, _Late] = {}
+        self._unread: dict[str, int] = {}
+        """Rows at the head of an outbox that this version cannot read, as far as this round knows."""
         self._said = -REPEAT
         self._due = threading.Event()
         self._stop = threading.Event()
@@ -226,6 +228,7 @@ class OutboxDrain:
 
     def _round(self) -> None:
         for address in self._outbox.addresses():
+            self._unread[address] = 0
             try:
                 while not self._stop.is_set() and self._empty(address):
                     pass
@@ -250,7 +253,7 @@ class OutboxDrain:
             reader.delete(late.rows)
             self._done(address, late)
             return True
-        rows = reader.take(_BATCH)
+        rows = reader.take(_BATCH, self._unread[address])
         if not rows:
             reader.release()
             return False
@@ -260,7 +263,8 @@ class OutboxDrain:
             return False
         reader.delete(late.rows)
         self._done(address, late)
-        return len(rows) == _BATCH and bool(late.rows)
+        self._unread[address] += len(rows) - len(late.rows)
+        return len(rows) == _BATCH
 
     def _done(self, address: str, late: _Late) -> None:
         self.drained += len(late.rows)

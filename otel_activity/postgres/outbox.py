@@ -230,10 +230,10 @@ class OutboxReader:
         self._schema = schema
         self._connection: PatientConnection = connect(dsn, patience=_PATIENCE)
 
-    def take(self, limit: int) -> list[OutboxRow]:
+    def take(self, limit: int, skip: int = 0) -> list[OutboxRow]:
         """Lock the oldest rows that nobody else has; `delete` or `release` ends that."""
         self._begin()
-        return [OutboxRow(*row) for row in self._answer("outbox_take", {"limit": limit})]
+        return [OutboxRow(*row) for row in self._answer("outbox_take", {"limit": limit, "skip": skip})]
 
     def release(self) -> None:
         """Let go of the rows that were taken."""

@@ -6,7 +6,7 @@ SELECT restored.* FROM (
     FROM {schema}.outbox AS waiting
     WHERE waiting.xid >= pg_snapshot_xmax(pg_current_snapshot())
     ORDER BY waiting.xid, waiting.n
-    LIMIT %(limit)s
+    LIMIT %(limit)s + %(skip)s
     FOR UPDATE SKIP LOCKED
 ) AS restored
 UNION ALL
@@ -15,7 +15,7 @@ SELECT ended.* FROM (
     FROM {schema}.outbox AS waiting
     WHERE waiting.xid < pg_snapshot_xmin(pg_current_snapshot())
     ORDER BY waiting.xid, waiting.n
-    LIMIT %(limit)s
+    LIMIT %(limit)s + %(skip)s
     FOR UPDATE SKIP LOCKED
 ) AS ended
-LIMIT %(limit)s
+LIMIT %(limit)s OFFSET %(skip)s
