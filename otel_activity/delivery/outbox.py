@@ -32,6 +32,10 @@ _LOCKED: Final = 5.0
 """Seconds that rows stay locked while exporters work. A transaction that stays open for an outage would keep
 VACUUM from its work; without the lock another relay may send the same rows, which the store has once."""
 _POKE: Final = 0.2
+_BEYOND: Final = 30.0
+"""Seconds between two looks beyond rows that nobody here can read: the server locks those on the way."""
+_UNREAD: Final = 32 * _BATCH
+"""Rows of that kind beyond which there is no such look."""
 
 
 class _Packed(msgspec.Struct, array_like=True):
@@ -147,6 +151,7 @@ class OutboxDrain:
         self.trouble: str | None = None
         self._readers: dict[str, OutboxReader] = {}
         self._late: dict[str, _Late] = {}
+        self._looked: dict[str, float] = {}
         self._unread: dict[str, int] = {}
         """Rows at the head of an outbox that this version cannot read, as far as this round knows."""
         self._said = -REPEAT
@@ -264,7 +269,16 @@ class OutboxDrain:
         reader.delete(late.rows)
         self._done(address, late)
         self._unread[address] += len(rows) - len(late.rows)
-        return len(rows) == _BATCH
+        return len(rows) == _BATCH and (bool(late.rows) or self._looks_beyond(address))
+
+    def _looks_beyond(self, address: str) -> bool:
+        """Whether to go on behind a batch that cannot be read; from time to time, and not for ever."""
+        now = time.monotonic()
+        if self._unread[address] == _BATCH:
+            if now - self._looked.get(address, -_BEYOND) < _BEYOND:
+                return False
+            self._looked[address] = now
+        return self._unread[address] < _UNREAD
 
     def _done(self, address: str, late: _Late) -> None:
         self.drained += len(late.rows)
