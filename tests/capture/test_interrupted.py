@@ -207,3 +207,42 @@ def test_what_was_interrupted_after_its_commit_had_failed_is_delivered_by_the_sa
     assert len(places) > 20, places
     assert flush(delivery)
     assert names(road.taken) == stored(tmp_path)
+
+
+@KINDS
+def test_what_was_interrupted_in_its_second_phase_is_delivered_by_the_same_process(
+    world: World,
+    engine: Engine,
+    audited: Callable[[Delivery], Bracket],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    """COMMIT PREPARED that was interrupted before it was sent can be tried again; afterwards it is noted."""
+    key = ("database", "id")
+
+    def commit(raw: Any) -> None:
+        bracket.commit_prepared(key, raw.dbapi_connection.commit)
+
+    road = world.road(capacity=10_000)
+    delivery, way = delivery_for(world, kind, road)
+    bracket = audited(way)
+    places: set[str] = set()
+    number, where = 0, "somewhere"
+    while where:
+        number += 1
+        with Session(engine) as session:
+            session.add(Account(name=str(number)))
+            session.flush()
+            raw = session.connection().connection
+            transaction = bracket.find(raw)
+            assert transaction is not None
+            driver = raw.dbapi_connection
+            bracket.prepare_twophase(transaction, key, lambda: None, lambda: None, raw=driver)
+            del transaction  # else it outlives its connection
+            files = (*TRACED, *MORE)
+            where = interrupted(number, files, KeyboardInterrupt, lambda raw=raw: commit(raw))  # type: ignore[misc]
+            places.add(where)
+            commit(raw)
+    assert len(places) > 8, places
+    assert flush(delivery)
+    assert names(road.taken) == stored(tmp_path)

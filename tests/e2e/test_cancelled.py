@@ -222,6 +222,9 @@ def compare(dsn: str, *, proven: bool) -> None:
     assert len(told) == len(set(told))
     if proven:
         assert unknown == []
+        assert {fate for _, fate in events} >= {"proven"}  # some were struck when COMMIT was on its way
+    else:
+        assert unknown != []
     assert ask(dsn, "SELECT name FROM activity.events WHERE name = 'activity.gap'") == []
 
 
