@@ -132,8 +132,8 @@ class Bracket:
             if transaction.unit is not None and not transaction.autocommit:
                 try:  # psycopg, without a detour
                     ended = raw.pgconn.transaction_status == 0
-                except Exception:  # noqa: BLE001 - another driver, or a closed connection
-                    ended = drivers.has_ended(anchor if transaction.is_driver else raw)
+                except Exception:  # noqa: BLE001 - another driver, or a closed connection: `watch` asks it
+                    ended = True
                 if ended:
                     self.watch(transaction)
         except Exception:  # noqa: BLE001 - hooks never raise into the application

@@ -12,7 +12,6 @@ __all__ = [
     "State",
     "certainly_aborted",
     "driver_state",
-    "has_ended",
     "is_autocommit",
     "is_lost",
     "leaves_open",
@@ -81,11 +80,6 @@ def driver_state(driver: Any) -> State:
     except Exception:  # noqa: BLE001 - a closed connection may raise whatever it likes
         return State.UNKNOWN
     return State.UNKNOWN
-
-
-def has_ended(driver: Any) -> bool:
-    """Whether the driver's own connection stands in no transaction."""
-    return driver_state(driver) is State.ENDED
 
 
 def is_autocommit(dialect: Any, connection: Any) -> bool:

@@ -182,15 +182,11 @@ def _only_actions(unit: Unit) -> bool:
 
 def _encoded(unit: Unit) -> list[Event]:
     """The events of a unit. Those that an interrupted COMMIT may have written already are the same again."""
-    before = unit.encoded or {}
-    events: list[Event] = []
+    known = unit.encoded
+    if known is None:
+        known = unit.encoded = {}
     for entry in unit.entries:
-        found = before.get(id(entry))
-        # Whoever reads it from the outbox has the proof: the row is there.
-        events.append(entry.to_event(unit, Commit.PROVEN) if found is None else found[1])
-    made = {id(entry): (entry, event) for entry, event in zip(unit.entries, events, strict=True)}
-    if unit.encoded is None:
-        unit.encoded = made
-    else:
-        unit.encoded.update(made)
-    return events
+        if id(entry) not in known:
+            # Whoever reads it from the outbox has the proof: the row is there.
+            known[id(entry)] = entry, entry.to_event(unit, Commit.PROVEN)
+    return [known[id(entry)][1] for entry in unit.entries]

@@ -251,17 +251,12 @@ class OutboxReader:
 
     def newest(self) -> str | None:
         """Transaction of the newest row there is; None when there is none."""
-        self._begin()
-        rows = self._answer("outbox_newest", {})
-        self.release()
+        rows = self._look("outbox_newest", {})
         return str(rows[0][0]) if rows else None
 
     def left(self, xid: str) -> bool:
         """Whether there are rows of this transaction or of older ones."""
-        self._begin()
-        rows = self._answer("outbox_left", {"xid": xid})
-        self.release()
-        return bool(rows[0][0])
+        return bool(self._look("outbox_left", {"xid": xid})[0][0])
 
     def close(self) -> None:
         """Close the connection; rows that were taken are free again."""
@@ -274,6 +269,13 @@ class OutboxReader:
             self._connection.execute(statement("outbox_begin", self._schema, timeout=limit))
         except psycopg.Error as error:
             raise self._failure(error) from error
+
+    def _look(self, name: str, parameters: dict[str, Any]) -> list[Any]:
+        """An answer without holding anything afterwards."""
+        self._begin()
+        rows = self._answer(name, parameters)
+        self.release()
+        return rows
 
     def _answer(self, name: str, parameters: dict[str, Any]) -> list[Any]:
         try:
