@@ -16,18 +16,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 import otel_activity
-from otel_activity.postgres import schema
-from otel_activity.postgres.outbox import apply_outbox
 from tests.e2e.support import PROGRAMS
+from tests.e2e.test_strict import PATIENCE, database
 from tests.frameworks.support import Base, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+
+__all__ = ["database"]
 
 pytestmark = pytest.mark.e2e
-
-PATIENCE = 60.0
 
 DELIVERIES = {
     "durable": {"delivery": "durable"},
@@ -37,18 +35,12 @@ DELIVERIES = {
 
 
 @pytest.fixture
-def database(postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The application's database, which is the store as well; auditing is off afterwards."""
-    for name in [name for name in os.environ if name.startswith("OTEL_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("OTEL_ACTIVITY_JOURNAL_DIR", str(tmp_path / "journal"))
-    schema.apply(postgres_dsn)
-    apply_outbox(postgres_dsn)
-    engine = create_engine(postgres_dsn.replace("postgresql://", "postgresql+psycopg://"))
+def tables(database: str) -> str:
+    """The application's database, which is the store as well, with its table."""
+    engine = create_engine(database.replace("postgresql://", "postgresql+psycopg://"))
     Base.metadata.create_all(engine)
     engine.dispose()
-    yield postgres_dsn
-    otel_activity.shutdown(0.1)
+    return database
 
 
 # --- who cancels -----------------------------------------------------------------------------------
@@ -232,17 +224,17 @@ def compare(dsn: str, *, proven: bool) -> None:
 @pytest.mark.parametrize("delivery", DELIVERIES)
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_a_cancellation_at_any_await_leaves_each_committed_row_one_event(
-    database: str, driver: str, delivery: str
+    tables: str, driver: str, delivery: str
 ) -> None:
     """Whatever the application does next: leave, commit again, or throw the connection away."""
     settings: dict[str, Any] = DELIVERIES[delivery]
-    assert otel_activity.instrument(postgres_dsn=database, **settings)
-    count = asyncio.run(cancelled_everywhere(database.replace("postgresql://", f"postgresql+{driver}://")))
+    assert otel_activity.instrument(postgres_dsn=tables, **settings)
+    count = asyncio.run(cancelled_everywhere(tables.replace("postgresql://", f"postgresql+{driver}://")))
     assert count > 45
     assert otel_activity.flush_queue(PATIENCE)
-    compare(database, proven=delivery != "unproven")
+    compare(tables, proven=delivery != "unproven")
     assert otel_activity.shutdown(PATIENCE)
-    compare(database, proven=delivery != "unproven")
+    compare(tables, proven=delivery != "unproven")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gevent is for servers on Linux and macOS here")
@@ -250,18 +242,18 @@ def test_a_cancellation_at_any_await_leaves_each_committed_row_one_event(
 @pytest.mark.parametrize("delivery", DELIVERIES)
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
 def test_a_gevent_timeout_at_any_switch_leaves_each_committed_row_one_event(
-    database: str, driver: str, delivery: str
+    tables: str, driver: str, delivery: str
 ) -> None:
     """Greenlets are interrupted wherever they wait, and at random moments while others go on."""
     settings = [f"{name}={value}" for name, value in DELIVERIES[delivery].items()]
     done = subprocess.run(
-        [sys.executable, "green.py", driver, *settings, f"postgres_dsn={database}"],
+        [sys.executable, "green.py", driver, *settings, f"postgres_dsn={tables}"],
         cwd=PROGRAMS,
-        env={**os.environ, "DATABASE_URL": database},
+        env={**os.environ, "DATABASE_URL": tables},
         capture_output=True,
         text=True,
         timeout=150,
     )
     assert done.returncode == 0, done.stderr
     assert "flushed True ended True" in done.stdout, done.stdout + done.stderr
-    compare(database, proven=delivery != "unproven")
+    compare(tables, proven=delivery != "unproven")
