@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from otel_activity.actors.actor import UNKNOWN_ACTOR, Actor, Finding, settle
-from otel_activity.actors.ambient import candidates, configure, is_asked
+from otel_activity.actors.ambient import brought, candidates, configure, is_asked
 from otel_activity.actors.default import default_actor, has_served, nobody, serving, use_default_actor
 from otel_activity.actors.text import ID_LENGTH, clean, is_id
 
@@ -12,6 +12,7 @@ __all__ = [
     "UNKNOWN_ACTOR",
     "Actor",
     "Finding",
+    "brought",
     "candidates",
     "clean",
     "configure",

@@ -12,11 +12,11 @@ from otel_activity.actors.actor import Actor
 from otel_activity.actors.text import clean, is_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from opentelemetry.context import Context
 
-__all__ = ["DEFAULT_SOURCES", "candidates", "configure", "is_asked"]
+__all__ = ["DEFAULT_SOURCES", "brought", "candidates", "configure", "is_asked"]
 
 DEFAULT_SOURCES: Final = ("framework", "claims", "span")
 """Baggage is not among them: whoever sends a request can put a name into it."""
@@ -43,8 +43,16 @@ def is_asked(source: str) -> bool:
     return source in _asked
 
 
+def brought(otel: Context | None = None) -> set[tuple[str, str]]:
+    """Whom the baggage of a context names, by attribute; of the current context if none is given."""
+    return {(name, str(value)) for name in _IDS if is_id(value := baggage.get_baggage(name, otel))}
+
+
 def candidates(
-    otel: Context | None, spans: Sequence[trace.Span] = (), foreign: trace.Span | None = None
+    otel: Context | None,
+    spans: Sequence[trace.Span] = (),
+    foreign: trace.Span | None = None,
+    carried: Collection[tuple[str, str]] = (),
 ) -> list[tuple[str, Actor]]:
     """What spans and baggage say.
 
@@ -52,13 +60,15 @@ def candidates(
         otel: the context in which something was done.
         spans: further spans of the same request.
         foreign: a span that is current but somebody else's.
+        carried: what the request's baggage was seen to say: a span outlives the context that has it.
     """
     found: list[tuple[str, Actor]] = []
     if "span" in _asked:
         current = trace.get_current_span(otel) if otel else trace.INVALID_SPAN
+        doubted = () if "baggage" in _asked else {*carried, *(brought(otel) if otel else ())}
         for span in dict.fromkeys((current, *spans)):
             if span is not foreign:
-                found += _of_span(span, otel)
+                found += _of_span(span, doubted)
     if otel and "baggage" in _asked:
         for name in _IDS:
             key = clean(baggage.get_baggage(name, otel))
@@ -67,23 +77,21 @@ def candidates(
     return found
 
 
-def _of_span(span: trace.Span, otel: Context | None) -> list[tuple[str, Actor]]:
+def _of_span(span: trace.Span, doubted: Collection[tuple[str, str]]) -> list[tuple[str, Actor]]:
+    """What one span says, but for what came as baggage: a span processor may have copied that to each span,
+    which does not make it more believable.
+    """
     attributes = getattr(span, "attributes", None)  # spans of the SDK that are recorded have them
     if not isinstance(attributes, Mapping):
         return []
     found = []
     for name in _IDS:
         value = attributes.get(name)
-        if is_id(value) and not _came_as_baggage(name, value, otel):
+        if is_id(value) and (name, str(value)) not in doubted:
             key = clean(str(value))
             user_name = clean(attributes.get(semconv.USER_NAME)) or None
             found.append((f"span:{name}", Actor(id=key, name=user_name, roles=_roles(attributes))))
     return found
-
-
-def _came_as_baggage(name: str, value: Any, otel: Context | None) -> bool:
-    """A span processor may copy baggage to each span. That does not make it more believable."""
-    return bool(otel) and "baggage" not in _asked and baggage.get_baggage(name, otel) == value
 
 
 def _roles(attributes: Mapping[str, Any]) -> tuple[str, ...]:

@@ -119,6 +119,7 @@ class WebContext(RequestContext):
 
     __slots__ = (
         "__weakref__",
+        "_baggage",
         "_fixed",
         "_foreign",
         "_spans",
@@ -152,10 +153,14 @@ class WebContext(RequestContext):
         self._fixed: dict[str, Any] = {}
         self._foreign = trace.get_current_span() if inner else None
         self._spans: list[trace.Span] = []
+        self._baggage: set[tuple[str, str]] = set()
         self.see_span()
 
     def see_span(self) -> None:
-        """Remember the current span as the request's: what it says when it is asked counts."""
+        """Remember the current span as the request's: what it says when it is asked counts, unless the
+        request's baggage said it first.
+        """
+        self._baggage |= actors.brought()
         span = trace.get_current_span()
         if span not in (self._foreign, trace.INVALID_SPAN, *self._spans) and len(self._spans) < _SPANS:
             self._spans.append(span)
@@ -254,7 +259,7 @@ class WebContext(RequestContext):
             found += [(source, actor) for source, actor in asked if actor is not None]
         if actors.is_asked("claims"):
             found += [(f"claims:{source}", claims.actor_of(token)) for source, token in self._tokens()]
-        return found + actors.candidates(otel, self._spans, self._foreign)
+        return found + actors.candidates(otel, self._spans, self._foreign, self._baggage)
 
     def _tokens(self) -> Iterable[tuple[str, Mapping[str, Any]]]:
         place = "environ" if "REQUEST_METHOD" in self.native else "scope"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import baggage, trace
+from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy.orm import Session
 
@@ -14,6 +15,7 @@ from otel_activity.actors import settle
 from otel_activity.context import bind, unbind
 from otel_activity.frameworks import web
 from otel_activity.frameworks.claims import actor_of
+from otel_activity.frameworks.requests import watch
 from otel_activity.frameworks.users import identify
 from otel_activity.testing import recorded_events
 from tests.frameworks.requests import configure, snapshot
@@ -307,6 +309,29 @@ def test_baggage_does_not_come_in_by_way_of_a_span() -> None:
     """A span processor may copy what a client sent to each span as an attribute."""
     otel = baggage.set_baggage("user.id", "forged", in_span(user_id="forged"))
     assert who(snapshot(otel=otel)) == ("unknown", None, None)
+
+
+def test_a_span_that_outlives_its_baggage_does_not_name_the_forger() -> None:
+    """What the request's baggage said is remembered: at the end of a request only its span is left."""
+    engine = memory()
+    for named, actor in (({"user.id": "forged"}, None), ({}, "forged")):
+        with recorded_events(requests=("*",)) as recorder:
+            context = web.WebContext({"headers": []}, None, lambda native, name: [])
+            watching = watch(context)
+            assert watching is not None
+            span = in_span(user_id="forged")
+            for name, value in named.items():
+                span = baggage.set_baggage(name, value, span)
+            attached = otel_context.attach(span)
+            context.see_span()
+            otel_context.detach(attached)
+            token = bind(context)
+            save(engine)
+            unbind(token)
+            watching.end()
+            found = [who(event.attributes)[1] for event in recorder.events]
+        assert found == [actor, actor]
+    engine.dispose()
 
 
 # --- tenants --------------------------------------------------------------------------------------
