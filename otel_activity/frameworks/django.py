@@ -17,7 +17,7 @@ from otel_activity.context import bind, unbind
 from otel_activity.frameworks import asgi, wsgi
 from otel_activity.frameworks.hook import Hooks, MethodHook, SignalHook
 from otel_activity.frameworks.users import identify
-from otel_activity.frameworks.web import is_in_force, marked
+from otel_activity.frameworks.web import is_in_force, marked, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,8 +58,9 @@ class DjangoLogins(Hooks):
         def logged_in(sender: Any, user: Any = None, request: Any = None, **said: Any) -> None:
             log.login(_unwrapped(user), _described, _cached(getattr(request, "__dict__", {})))
 
-        def logged_out(sender: Any, user: Any = None, **said: Any) -> None:
+        def logged_out(sender: Any, user: Any = None, request: Any = None, **said: Any) -> None:
             log.logout(_unwrapped(user), _described)
+            _keep_former(request)
 
         def login_failed(sender: Any, credentials: Any = None, **said: Any) -> None:
             log.failed(_login_names(credentials))
@@ -70,6 +71,17 @@ class DjangoLogins(Hooks):
             SignalHook(signals, "user_logged_out", logged_out),
             SignalHook(signals, "user_login_failed", login_failed),
         )
+
+
+def _keep_former(request: Any) -> None:
+    """A logout is about to make the request's user anonymous."""
+    try:
+        native = getattr(request, "environ", None) or getattr(request, "scope", None)
+        context = None if native is None else marked(native)
+        if context is not None:
+            context.keep("session", identify(_acting(request, _evaluated(request, "user"))))
+    except Exception as error:  # noqa: BLE001 - code of the application; the logout goes on
+        warn("who was logged out could not be read", error)
 
 
 def _login_names(credentials: Any) -> dict[str, Any]:
@@ -184,11 +196,20 @@ def _route(request: Any) -> str | None:
 def _users(request: Any) -> list[tuple[str, Any]]:
     """``request.user`` as far as the application has looked at it, and the server's ``REMOTE_USER``."""
     user = _evaluated(request, "user")
-    found = [("request.user", _acting(request, user))]
+    found = [("request.user", acting := identify(_acting(request, user)))]
+    replaced = _unwrapped(_cached(request.__dict__))
+    if acting is not None and acting.id is not None and replaced is not user and not _has_token(request):
+        # Somebody put another user in the place of the session's: an impersonation of the project's own.
+        found.append(("session", identify(_described(replaced))))
     server = request.META.get("REMOTE_USER")
     if server and not _came_from(server, user, request):
         found.append(("REMOTE_USER", server))
     return found
+
+
+def _has_token(request: Any) -> bool:
+    """Whether Django REST framework found the user by a token, which says nothing about the session's."""
+    return request.__dict__.get("auth") is not None
 
 
 def _acting(request: Any, user: Any) -> Any:

@@ -7,11 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from otel_activity.frameworks.hook import Hooks, MethodHook, SignalHook
-from otel_activity.frameworks.web import marked
+from otel_activity.frameworks.users import identify
+from otel_activity.frameworks.web import marked, warn
 from otel_activity.frameworks.wsgi import serve
 
 if TYPE_CHECKING:
     from otel_activity.frameworks.security import SecurityLog
+    from otel_activity.frameworks.web import WebContext
 
 __all__ = ["FlaskLogins", "FlaskRequests"]
 
@@ -60,13 +62,24 @@ class FlaskLogins(Hooks):
     """
 
     def __init__(self, log: SecurityLog) -> None:
+        def wrap_update(original: Any) -> Any:
+            def _update_request_context_with_user(manager: Any, user: Any = None) -> Any:
+                _keep_former(sys.modules["flask"])
+                return original(manager, user)
+
+            return _update_request_context_with_user
+
         def logged_in(sender: Any, user: Any = None, **said: Any) -> None:
-            log.login(user)
+            context = _in_force(sys.modules["flask"])
+            log.login(user, before=None if context is None else context.former)
 
         def logged_out(sender: Any, user: Any = None, **said: Any) -> None:
             log.logout(user)
 
         super().__init__(
+            MethodHook(
+                "flask_login.login_manager", "LoginManager", "_update_request_context_with_user", wrap_update
+            ),
             SignalHook("flask_login.signals", "user_logged_in", logged_in),
             SignalHook("flask_login.signals", "user_logged_out", logged_out),
         )
@@ -88,6 +101,22 @@ def _remember(flask: Any, app: Any) -> None:
 def _users(server: Any, own: Any) -> list[tuple[str, Any]]:
     """Flask-Login's ``current_user``, if the request has asked for it, and the server's ``REMOTE_USER``."""
     return [("flask_login", own.get("_login_user")), *(server() if server is not None else ())]
+
+
+def _in_force(flask: Any) -> WebContext | None:
+    """The context of Flask's current request; None outside of requests."""
+    return marked(flask.request.environ) if flask.has_request_context() else None
+
+
+def _keep_former(flask: Any) -> None:
+    """Flask-Login is about to put somebody else, or nobody, in the place of the user it knows."""
+    try:
+        context = _in_force(flask)
+        former = None if context is None else flask.g.get("_login_user")
+        if context is not None and former is not None:
+            context.keep("flask_login before", identify(former))
+    except Exception as error:  # noqa: BLE001 - code of the application; the login goes on
+        warn("who was logged in before could not be read", error)
 
 
 def _claims(own: Any) -> list[tuple[str, Any]]:

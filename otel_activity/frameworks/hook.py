@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import wrapt
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Hooks", "MethodHook", "SignalHook"]
+
+
+_logger: Final = logging.getLogger("otel_activity")
 
 
 class _ModuleHook:
@@ -71,8 +75,16 @@ class MethodHook(_ModuleHook):
     def _apply(self, module: Any) -> None:
         if self._original is not None:
             return
-        owner = getattr(module, self._owner)
-        original = self._original = getattr(owner, self._method)
+        owner = getattr(module, self._owner, None)
+        original = self._original = getattr(owner, self._method, None)
+        if original is None:  # a version of the framework that nobody knew: it must import all the same
+            _logger.warning(
+                "otel_activity: %s has no %s.%s; what is read there stays unknown",
+                self._module,
+                self._owner,
+                self._method,
+            )
+            return
         setattr(owner, self._method, functools.wraps(original)(self._make(original)))
 
     def _remove(self, module: Any) -> None:

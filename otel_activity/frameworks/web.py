@@ -122,6 +122,7 @@ class WebContext(RequestContext):
         "_baggage",
         "_fixed",
         "_foreign",
+        "_former",
         "_spans",
         "claims",
         "header",
@@ -151,6 +152,7 @@ class WebContext(RequestContext):
         self.secret: Callable[[], Any] | None = None
         self.watch: Watch | None = None
         self._fixed: dict[str, Any] = {}
+        self._former: list[tuple[str, Actor]] = []
         self._foreign = trace.get_current_span() if inner else None
         self._spans: list[trace.Span] = []
         self._baggage: set[tuple[str, str]] = set()
@@ -164,6 +166,20 @@ class WebContext(RequestContext):
         span = trace.get_current_span()
         if span not in (self._foreign, trace.INVALID_SPAN, *self._spans) and len(self._spans) < _SPANS:
             self._spans.append(span)
+
+    def keep(self, source: str, actor: Actor | None) -> None:
+        """Remember who acted until the application logged somebody in or out in the midst of the request.
+
+        Whose hands these are has not changed: after a logout they are still theirs, and after a login of
+        somebody else it may be an impersonation, so nobody can tell.
+        """
+        if actor is not None and actor.id is not None:
+            self._former.append((source, actor))
+
+    @property
+    def former(self) -> Actor | None:
+        """Whom `keep` was told last."""
+        return self._former[-1][1] if self._former else None
 
     @property
     def span(self) -> trace.Span | None:
@@ -257,6 +273,7 @@ class WebContext(RequestContext):
         if actors.is_asked("framework") and self.users is not None:
             asked = ((source, identify(user)) for source, user in self.users())
             found += [(source, actor) for source, actor in asked if actor is not None]
+            found += self._former
         if actors.is_asked("claims"):
             found += [(f"claims:{source}", claims.actor_of(token)) for source, token in self._tokens()]
         return found + actors.candidates(otel, self._spans, self._foreign, self._baggage)

@@ -171,6 +171,28 @@ def hijacked(request: Any) -> HttpResponse:
     return HttpResponse("done")
 
 
+def leaving(request: Any) -> HttpResponse:
+    """Writes before and after the logout."""
+    _ = request.user.is_authenticated
+    with Session(Shop.engine) as session:
+        session.add(Task(name="before"))
+        session.flush()
+        auth.logout(request)
+        session.commit()
+    commit("after")
+    return HttpResponse("bye")
+
+
+def own_impersonation(request: Any) -> HttpResponse:
+    """What a project's own middleware does: another user in the place of the session's."""
+    if request.user.is_authenticated:
+        request.user = User.objects.get(username="bob")
+    if "Token" in request.headers:  # as Django REST framework notes it
+        request.auth = {"sub": "2"}
+    commit()
+    return HttpResponse("done")
+
+
 def own_user(request: Any) -> HttpResponse:
     """An object that is no row of Django's."""
     request.user = Shop.user
@@ -278,6 +300,8 @@ urlpatterns = [
     path("remote/", remote),
     path("hijacked/", hijacked),
     path("own/", own_user),
+    path("leaving/", leaving),
+    path("own-impersonation/", own_impersonation),
     path("stream/", stream),
     path("async-stream/", async_stream),
     path("async/", in_the_loop),

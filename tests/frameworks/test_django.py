@@ -217,6 +217,30 @@ def test_hijacked_sessions(recorder: Recorder) -> None:
         assert event.attributes[semconv.ACTOR_ON_BEHALF_OF] == "2"
 
 
+def test_an_impersonation_of_the_projects_own(recorder: Recorder) -> None:
+    """The session's user is behind it, or it is a mistake: unknown, with both. A token's user is certain."""
+    post("/own-impersonation/", **cookie("ada"))
+    assert said(recorder)[semconv.ACTOR_CANDIDATES] == [
+        {"source": "request.user", "id": "2"},
+        {"source": "session", "id": "1"},
+    ]
+    for headers in (cookie("bob"), {"Token": "bob's", **cookie("ada")}):
+        post("/own-impersonation/", **headers)
+        assert actor(recorder) == ("user", "2")
+    post("/own-impersonation/")
+    assert actor(recorder) == ("anonymous", None)
+
+
+@pytest.mark.parametrize("send", [post, apost])
+def test_what_a_logout_does_is_the_users(recorder: Recorder, send: Any) -> None:
+    """Not an anonymous visitor's: neither what was written before, nor what the request writes after it."""
+    send("/leaving/", **cookie("ada"))
+    assert [event.attributes.get(semconv.USER_ID) for event in recorder.of("Task")] == ["1", "1"]
+    recorder.clear()
+    send("/leaving/")
+    assert [event.attributes[semconv.ACTOR_TYPE] for event in recorder.of("Task")] == ["anonymous"] * 2
+
+
 def test_the_test_clients(recorder: Recorder) -> None:
     """Django's own test clients call no server's interface, and have a context all the same."""
     client = Client()

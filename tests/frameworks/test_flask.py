@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from otel_activity import ActivityWSGIMiddleware, activity_context, semconv
 from otel_activity.context import current_context
+from otel_activity.frameworks.hook import MethodHook
 from otel_activity.testing import Recorder, recorded_events
 from tests.frameworks.support import Base, Task, actor, authentication, memory, said, save
 
@@ -98,6 +99,19 @@ def flask_app(engine: Engine) -> flask.Flask:
     @app.post("/logout")
     def logout() -> str:
         flask_login.logout_user()
+        return "done"
+
+    @app.post("/switch")
+    @flask_login.login_required
+    def switch() -> str:
+        """Writes before and after another user, or nobody, takes the place of this one."""
+        name = flask.request.headers.get("Name")
+        with Session(engine) as session:
+            session.add(Task(name="before"))
+            session.flush()
+            flask_login.logout_user() if name is None else flask_login.login_user(User(name))
+            session.commit()
+        save(engine, "after")
         return "done"
 
     @app.post("/error")
@@ -225,6 +239,38 @@ def test_logins_and_logouts(recorder: Recorder, engine: Engine) -> None:
     client.post("/logout")
     assert client.post("/tasks/5").status_code == 401
     assert authentication(recorder) == []
+
+
+def test_what_a_logout_does_is_the_users(recorder: Recorder, engine: Engine) -> None:
+    """Not an anonymous visitor's: neither what was written before, nor what the request writes after it."""
+    flask_app(engine).test_client().post("/switch", headers={"User": "ada"})
+    assert [
+        (event.attributes[semconv.ACTOR_TYPE], event.attributes.get(semconv.USER_ID))
+        for event in recorder.of("Task")
+    ] == [("user", "ada"), ("user", "ada")]
+
+
+def test_a_login_of_somebody_else_is_nobodys(recorder: Recorder, engine: Engine) -> None:
+    """It may be an impersonation: the login and the rows around it are unknown, with both users."""
+    flask_app(engine).test_client().post("/switch", headers={"User": "ada", "Name": "bob"})
+    for event in recorder.events:
+        assert event.attributes[semconv.ACTOR_TYPE] == "unknown"
+        assert [each["id"] for each in event.attributes[semconv.ACTOR_CANDIDATES]] == ["bob", "ada"]
+    assert len(recorder.events) == 3
+
+
+def test_the_same_users_login_is_theirs(recorder: Recorder, engine: Engine) -> None:
+    """Logged in again, after a change of the password perhaps."""
+    flask_app(engine).test_client().post("/switch", headers={"User": "ada", "Name": "ada"})
+    assert [event.attributes[semconv.USER_ID] for event in recorder.events] == ["ada"] * 3
+
+
+def test_a_version_of_a_framework_that_lacks_what_is_hooked(caplog: pytest.LogCaptureFixture) -> None:
+    """It is imported and works all the same; a warning says what is not read."""
+    hook = MethodHook("flask.app", "Flask", "no_such_method", lambda original: original)
+    hook.install()
+    hook.uninstall()
+    assert "flask.app has no Flask.no_such_method" in caplog.text
 
 
 def test_any_wsgi_application(recorder: Recorder, engine: Engine) -> None:
