@@ -36,6 +36,8 @@ class World:
             "DATABASE_URL": self.application.replace("postgresql://", "postgresql+psycopg://"),
             "OTEL_ACTIVITY_POSTGRES_DSN": self.store,
             "OTEL_SERVICE_NAME": "shop",
+            # On a crowded machine a worker may not answer its supervisor within uvicorn's 5 s, which kills it.
+            "UVICORN_TIMEOUT_WORKER_HEALTHCHECK": "60",
             **extra,
         }
         return {name: value for name, value in environment.items() if value}
