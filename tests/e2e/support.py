@@ -36,7 +36,7 @@ class World:
             "DATABASE_URL": self.application.replace("postgresql://", "postgresql+psycopg://"),
             "OTEL_ACTIVITY_POSTGRES_DSN": self.store,
             "OTEL_SERVICE_NAME": "shop",
-            # On a crowded machine a worker may not answer its supervisor within uvicorn's 5 s, which kills it.
+            # On a crowded machine a worker may not answer its supervisor in 5 s, which then kills it.
             "UVICORN_TIMEOUT_WORKER_HEALTHCHECK": "60",
             **extra,
         }
