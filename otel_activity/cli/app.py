@@ -36,6 +36,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 """Name -> (module:attribute, one line for ``--help``), so that ``--help`` imports none of them."""
 _EXTRAS: Final = dict.fromkeys(("prometheus_client", "uvicorn"), ("receiver", "what the receiver needs"))
 """Module -> the extra that brings it, and what that is; every other module is looked for by the driver."""
+_HELP: Final[type[Exception] | tuple[()]] = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What a call without a command raises, for its help to be printed; click before 8.2 prints it by itself."""
 
 
 class LazyGroup(click.Group):
@@ -68,7 +70,7 @@ class LazyGroup(click.Group):
             return result
         except ActivityError as error:
             raise _reported(error) from error
-        except click.exceptions.NoArgsIsHelpError:
+        except _HELP:
             raise
         except click.UsageError as error:
             error.ctx = None  # one line; --help has the usage

@@ -27,7 +27,13 @@ _SHORTEST_TOKEN = 16
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
-class _DSNs(click.ParamType[str]):
+if TYPE_CHECKING:
+    _TextType = click.ParamType[str]
+else:  # click before 8.5 has no type parameter here
+    _TextType = click.ParamType
+
+
+class _DSNs(_TextType):
     """A connection string may contain spaces; in the environment a newline ends it."""
 
     name = "dsn"
