@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from otel_activity.capture.transaction import Transaction
 
-__all__ = ["Announced", "count", "count_failed", "salvage"]
+__all__ = ["Announced", "count", "count_failed", "reported", "salvage"]
 
 
 class Announced(NamedTuple):
@@ -75,6 +75,28 @@ def count_failed(
 
 def _rows(context: Any, parameters: Any) -> int:
     return len(parameters) if context.executemany and isinstance(parameters, list) else 1
+
+
+def reported(transaction: Transaction, verb: str, state: Any, *, sent: bool) -> None:
+    """An announced object was reported: what is still announced are those after it.
+
+    They are reported next, unless a hook of the application raises in between.
+
+    Args:
+        transaction: in which it was written.
+        verb: what was done to its row.
+        state: of the object.
+        sent: whether there was a statement for it.
+    """
+    announced = transaction.announced
+    for index, one in enumerate(announced):
+        if one.arguments[2] is state:
+            del announced[index]
+            if sent:
+                _outcome(one._replace(verb=verb), transaction.written)
+            break
+    if not announced:
+        transaction.written.clear()
 
 
 def salvage(transaction: Transaction) -> tuple[Unit | None, Unit | None]:

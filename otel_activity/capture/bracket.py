@@ -148,6 +148,13 @@ class Bracket:
             self._idle[transaction.key] = transaction
         return transaction.take()
 
+    def mark(self, connection: Any, name: str) -> None:
+        """A savepoint was set."""
+        try:
+            self.transaction(connection).mark(name)
+        except Exception:  # noqa: BLE001 - hooks never raise into the application
+            internal_error("a savepoint")
+
     # --- looking at the server ---------------------------------------------------------------
 
     def look(self, transaction: Transaction) -> None:
@@ -167,9 +174,10 @@ class Bracket:
         if transaction.unit is None or transaction.inside or transaction.autocommit:
             return
         if drivers.state_of(transaction) is drivers.State.ENDED:
-            held = dict(transaction.held)  # of the flush step whose statement this is
+            held, hooked = dict(transaction.held), transaction.hooked  # of the step whose statement this is
             unit = transaction.take()
             transaction.held.update(held)
+            transaction.hooked = hooked
             if unit is not None:
                 self._unseen(unit, _UNSEEN)
 
@@ -231,12 +239,18 @@ class Bracket:
         self._prepare_after(unit)
         self._undecided(unit, why)
 
-    def settle(self, transaction: Transaction) -> None:
-        """Under AUTOCOMMIT each statement was committed as it ran: release what is there."""
+    def settle(self, transaction: Transaction, *, midst: bool = False) -> None:
+        """Under AUTOCOMMIT each statement was committed as it ran: release what is there.
+
+        Args:
+            transaction: in whose name.
+            midst: a flush step is still reporting its rows.
+        """
         transaction.close_batch()
         transaction.admit()
-        transaction.announced.clear()
-        transaction.written.clear()
+        if not midst:
+            transaction.announced.clear()
+            transaction.written.clear()
         unit, transaction.unit = transaction.unit, None
         if unit is not None and unit.entries:
             self._prepare_after(unit)

@@ -214,7 +214,7 @@ class DialectHooks:
         def do_savepoint(dialect: Any, connection: Any, name: str) -> Any:
             result = original(dialect, connection, name)
             if self._installed:
-                self._bracket.transaction(connection).mark(name)
+                self._bracket.mark(connection, name)
             return result
 
         return do_savepoint

@@ -93,7 +93,7 @@ def is_autocommit(dialect: Any, connection: Any) -> bool:
     if detect is not None:
         try:
             return bool(detect(raw))
-        except NotImplementedError:
+        except Exception:  # noqa: BLE001, S110 - not implemented, or a dialect of somebody else
             pass
     return getattr(raw, "autocommit", False) is True
 

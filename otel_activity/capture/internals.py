@@ -139,17 +139,15 @@ class InternalHooks:
                 post = _PostUpdate(plan, state, columns, deleted=uow.is_deleted(state))
                 if post.written:
                     found.append(post)
-        if self._fetch and found:
-            connection = uow.transaction.connection(base_mapper)
+        if self._fetch:
             for post in found:
+                connection = _connection_of(post.state, base_mapper, uow)
                 post.old.update(read_row(connection, post.plan, post.state.key, post.unknown()))
         return found
 
     def _post_updated(self, base_mapper: Any, uow: Any, found: list[_PostUpdate]) -> None:
-        if not found:
-            return
-        transaction = self._bracket.transaction(uow.transaction.connection(base_mapper))
         for post in found:
+            transaction = self._bracket.transaction(_connection_of(post.state, base_mapper, uow))
             deleted = uow.is_deleted(post.state)
             change = post.change(deleted)
             if change is not None:
@@ -157,8 +155,14 @@ class InternalHooks:
             if deleted:
                 # The row that is deleted next is not the one that the session remembers.
                 transaction.held.setdefault(post.state, {}).update(post.new)
-        if transaction.autocommit:
-            self._bracket.settle(transaction)
+            if transaction.autocommit:
+                self._bracket.settle(transaction)
+
+
+def _connection_of(state: Any, base_mapper: Any, uow: Any) -> Any:
+    """The connection that an object is written through: a session with shards chooses one for each."""
+    choose = uow.session.connection_callable
+    return uow.transaction.connection(base_mapper) if choose is None else choose(base_mapper, state.obj())
 
 
 class _PostUpdate:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.base import LoaderCallableStatus, instance_state
 
-from otel_activity.capture.autocommit import Announced
+from otel_activity.capture.autocommit import Announced, reported
 from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change, Row
 from otel_activity.capture.drivers import sqlstate
 from otel_activity.capture.guard import internal_error
@@ -112,7 +112,10 @@ class MapperHooks:
         committed = state.committed_state
         held: dict[str, Any] = {}
         types = map(type, map(dict_.get, committed))
-        if not self._fetch and not plan.watched and ATOMIC.issuperset(types):
+        hooks = state.manager.mapper.dispatch.before_update
+        # Those of single classes, and those that were added to all mappers after ours.
+        hooked = hooks.listeners or len(hooks.parent_listeners) > 1
+        if not hooked and not self._fetch and not plan.watched and ATOMIC.issuperset(types):
             return  # plain values, and nothing that the server changes by itself
         for column in plan.watched:
             old = committed.get(column.key, MISSING)
@@ -130,6 +133,20 @@ class MapperHooks:
                 held[key] = _Unseen(value) if unseen else value
         if held:
             transaction.held[state] = held
+        if hooked:
+            self._hold_known(plan, transaction, connection, state)
+
+    def _hold_known(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
+        """Hold what the row is known to be: the application's hooks are yet to run, and may set attributes
+        to SQL expressions, of which the flush leaves no trace."""
+        if transaction.hooked is None:
+            transaction.hooked = Hooked()
+        transaction.hooked.computed.clear()
+        known = state.dict | state.committed_state
+        if self._fetch:
+            unknown = [key for key in plan.keys if _uncertain(known.get(key, MISSING))]
+            known |= read_row(connection, plan, state.key, unknown)
+        transaction.hooked.known[state] = known
 
     def _before_delete(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         if transaction.start >= 0:
@@ -168,7 +185,7 @@ class MapperHooks:
         change = Row(plan, CREATED, tuple([get(key) for key in plan.pk]), values)
         transaction.add_insert(change)
         if transaction.autocommit:
-            self._bracket.settle(transaction)
+            self._reported(transaction, "insert", state)
 
     def _after_update(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         held = transaction.held.pop(state, None) or {}
@@ -176,12 +193,13 @@ class MapperHooks:
             # A new object took over the row of one that was deleted in the same flush ("row switch").
             change = self._row_switch(plan, plan.mapper, state, held)
         else:
+            if transaction.hooked is not None:
+                held = transaction.hooked.written(plan, state) | held
             change = self._updated(plan, state, held)
-        if change is None:
-            return
-        transaction.add_update(change)
+        if change is not None:
+            transaction.add_update(change)
         if transaction.autocommit:
-            self._bracket.settle(transaction)
+            self._reported(transaction, "update", state, sent=change is not None)
 
     def _updated(self, plan: Plan, state: Any, held: dict[str, Any]) -> Change | None:
         """The columns that the UPDATE changed: SQLAlchemy's own rule for what it writes, and what the
@@ -253,6 +271,8 @@ class MapperHooks:
         held = transaction.held.pop(state, None) or {}
         if transaction.matched == 0:
             # Somebody else deleted the row first; SQLAlchemy only warns.
+            if transaction.autocommit:
+                self._reported(transaction, "delete", state)
             return
         values = list(map(state.dict.get, plan.keys, plan.unknown))
         # What was changed and not flushed is not what the row held.
@@ -263,7 +283,12 @@ class MapperHooks:
             _encode_at_once(plan, values)
         transaction.add(Row(plan, DELETED, state.key[1], values))
         if transaction.autocommit:
-            self._bracket.settle(transaction)
+            self._reported(transaction, "delete", state)
+
+    def _reported(self, transaction: Transaction, verb: str, state: Any, *, sent: bool = True) -> None:
+        """Under AUTOCOMMIT each row comes out at once."""
+        reported(transaction, verb, state, sent=sent)
+        self._bracket.settle(transaction, midst=True)
 
 
 def _encode_at_once(plan: Plan, values: list[Any]) -> None:
@@ -271,6 +296,30 @@ def _encode_at_once(plan: Plan, values: list[Any]) -> None:
     for index, column in plan.at_once:
         if values[index] is not MISSING:
             values[index] = column.snapshot(values[index])
+
+
+class Hooked:
+    """What the application's own ``before_update`` hooks may have set in a flush step, after ours had run.
+
+    Attributes:
+        known: by state, what is known of its row before.
+        computed: columns that an UPDATE of the step has set to an SQL expression.
+    """
+
+    __slots__ = ("computed", "known")
+
+    def __init__(self) -> None:
+        self.known: dict[Any, dict[str, Any]] = {}
+        self.computed: set[Any] = set()
+
+    def written(self, plan: Plan, state: Any) -> dict[str, Any]:
+        """Values before of the columns that were computed."""
+        known = self.known.pop(state, None)
+        if known is None or not self.computed:
+            return {}
+        keys = [column.key for column in plan.columns if column.column in self.computed]
+        found = {key: known.get(key, EXPRESSION) for key in keys}
+        return {key: EXPRESSION if type(old) is LoaderCallableStatus else old for key, old in found.items()}
 
 
 class _Unseen:

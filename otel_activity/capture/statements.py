@@ -43,7 +43,7 @@ class StatementHooks:
         many = original.__name__ == "do_executemany"
         proofs = bracket.proofs
 
-        def do_execute(
+        def do_execute(  # noqa: C901 - as above
             dialect: Any, cursor: Any, statement: Any, parameters: Any, context: Any = None
         ) -> Any:
             if context is None:
@@ -78,8 +78,11 @@ class StatementHooks:
                     bracket.look(transaction)
                 if transaction.announced:
                     autocommit.count(transaction, context, cursor, parameters)
-                if context.isdelete:
-                    transaction.matched = _matched(context, cursor)
+                if transaction.hooked is not None and context.isupdate:
+                    transaction.hooked.computed.update(context.compiled.postfetch)
+                # Only the unit of work brings a cache of its own; hooks of the application may delete, too.
+                if context.isdelete and context.execution_options.get("compiled_cache") is not None:
+                    transaction.matched = _matched(context, cursor, transaction.matched)
             return result
 
         return do_execute
@@ -217,7 +220,7 @@ class StatementHooks:
     def _savepoint(self, context: Any, step: Step) -> None:
         bracket = self._bracket
         if step.verb is Verb.SAVEPOINT:
-            bracket.transaction(context.root_connection).mark(step.name)
+            bracket.mark(context.root_connection, step.name)
             return
         transaction = bracket.find_for(context.root_connection)
         if transaction is None:
@@ -250,12 +253,12 @@ def _raw(context: Any) -> Any:
     return context.root_connection.connection.dbapi_connection
 
 
-def _matched(context: Any, cursor: Any) -> int | None:
-    """Rows that a DELETE matched; None when the driver does not say."""
+def _matched(context: Any, cursor: Any, before: int | None) -> int | None:
+    """Rows that a DELETE matched, and those `before` it in its step; None when the driver does not say."""
     count = getattr(cursor, "rowcount", -1)
     # psycopg2 counts the last row of an executemany, and nothing else.
     counted = context.dialect.supports_sane_multi_rowcount or not context.executemany
-    return count if counted and isinstance(count, int) and count >= 0 else None
+    return count + (before or 0) if counted and isinstance(count, int) and count >= 0 else None
 
 
 def _writes(context: Any) -> bool:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_activity.capture.autocommit import Announced
+    from otel_activity.capture.mapper import Hooked
     from otel_activity.capture.proof import Cluster
     from otel_activity.events import Entry
 
@@ -38,8 +39,9 @@ class Transaction:
         doubt: why the fate of the entries cannot be known even after a COMMIT.
         savepoints: name, number of entries and `poisoned` at each open savepoint.
         early: entries that joined before the first statement; they stand before all others.
+        hooked: what the application's own hooks may have set; None without such hooks.
         held: values read before a statement changes them, by instance state, until its after-event.
-        matched: rows that the last DELETE matched; None when the driver does not say.
+        matched: rows that the DELETEs of this flush step matched; None when the driver does not say.
         start: where in the unit the current batch of one flush step begins; -1 between batches.
         updates: entries of updates in the current batch.
         inserts: entries of inserts in the current batch.
@@ -57,6 +59,7 @@ class Transaction:
         "doubt",
         "early",
         "held",
+        "hooked",
         "inserts",
         "inside",
         "is_driver",
@@ -83,6 +86,7 @@ class Transaction:
         self.cluster: Cluster | None = None
         self.url: Any = None
         self.autocommit = False
+        self.hooked: Hooked | None = None
         self.savepoints: list[tuple[str, int, bool]] = []
         self.early: list[Entry] = []
         self.held: dict[Any, dict[str, Any]] = {}
@@ -138,6 +142,7 @@ class Transaction:
             self.savepoints.clear()
         if self.held:
             self.held.clear()
+        self.hooked = None
         self.poisoned = False
         self.doubt = None
         self.xid = None

@@ -300,3 +300,22 @@ def test_errors_of_the_application(scene: Scene, driver: str) -> None:
             session.commit()
     assert "otel_activity" not in str(caught.value)
     assert scene.recorder.events == []
+
+
+def test_dialect_that_cannot_be_asked_for_autocommit(scene: Scene, driver: str) -> None:
+    """An error in a dialect of somebody else: savepoints are set, and changes are captured."""
+
+    def broken(dbapi_connection: Any) -> Never:
+        raise RuntimeError("odd dialect")
+
+    engine = scene.engine(driver)
+    engine.dialect.detect_autocommit_setting = broken  # type: ignore[method-assign]
+    with Session(engine) as session:
+        with session.begin_nested():
+            add(session, "a")
+        session.execute(text("SAVEPOINT mine"))
+        add(session, "lost")
+        session.execute(text("ROLLBACK TO mine"))
+        session.commit()
+    assert scene.recorder.names() == ["a"]
+    scene.check()

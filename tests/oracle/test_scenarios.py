@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, event, func, inspect, select, text
+from sqlalchemy import create_engine, delete, event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, SAWarning
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.orm import Mapper, Session, undefer
 from sqlalchemy.orm.attributes import flag_dirty
 from sqlalchemy.pool import NullPool
 
@@ -600,6 +602,39 @@ def test_several_flushes_of_one_object(world: World) -> None:
     assert world.check() == 5
 
 
+@pytest.mark.parametrize("name", ["after_insert", "after_update", "after_delete"])
+def test_autocommit_and_a_hook_that_raises(world: World, name: str) -> None:
+    """Under AUTOCOMMIT the rows of a flush stay that an error of the application's hook kept from being
+    reported."""
+
+    def fail(mapper: Any, connection: Any, target: Seat) -> None:
+        if target.number == 2:
+            raise ValueError
+
+    def work(session: Session) -> None:
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        seats = [Seat(row="A", number=number, label="x") for number in range(1, 5)]
+        session.add_all(seats)
+        with contextlib.suppress(ValueError):
+            session.flush()
+            seats[0].label = "y"
+            for seat in seats[1:]:
+                seat.label = None
+            session.flush()
+            for seat in seats:
+                session.delete(seat)
+            session.flush()
+        session.rollback()
+
+    event.listen(Seat, name, fail)
+    try:
+        world.run(work)
+    finally:
+        event.remove(Seat, name, fail)
+    steps = ["after_insert", "after_update", "after_delete"].index(name) + 1
+    assert world.oracle.check_concatenated(world.delivery) == 4 * steps
+
+
 def test_autocommit(world: World) -> None:
     """Under AUTOCOMMIT what was written stays, whatever the session does afterwards."""
 
@@ -664,6 +699,89 @@ def test_update_hook_of_the_application(world: World) -> None:
     finally:
         event.remove(Account, "before_insert", stamp)
         event.remove(Account, "before_update", stamp)
+
+
+@pytest.mark.parametrize("target", [Account, Mapper])
+def test_update_hook_that_sets_an_expression(world: World, target: Any) -> None:
+    """An SQL expression that a hook sets, of which the flush leaves no trace, is a change all the same."""
+
+    def count(mapper: Any, connection: Any, target: Any) -> None:
+        target.number = Account.number + 1
+        target.note = "always"
+
+    event.listen(target, "before_update", count)
+    try:
+
+        def work(session: Session) -> None:
+            account = _account("a", note="always")
+            session.add(account)
+            session.commit()
+            session.refresh(account)
+            account.extra = ["also"]
+            session.flush()
+            account.note = "set back by the hook"
+            session.commit()
+            account.story = "of an expired object"
+            session.commit()
+
+        world.run(work)
+        assert world.check() == 4
+    finally:
+        event.remove(target, "before_update", count)
+
+
+def test_delete_hook_that_deletes_by_itself(world: World) -> None:
+    """What a hook of the application deletes, or finds gone, says nothing about the rows of the flush."""
+
+    def clean_up(mapper: Any, connection: Any, target: Seat) -> None:
+        connection.execute(delete(Ledger).where(Ledger.id == target.number))
+
+    for name in ("before_delete", "after_delete"):
+        event.listen(Seat, name, clean_up)
+    try:
+
+        def work(session: Session) -> None:
+            seats = [Seat(row="A", number=number) for number in range(3)]
+            session.add_all(seats)
+            session.commit()
+            for seat in seats:
+                session.delete(seat)
+            session.commit()
+
+        world.run(work)
+        assert world.check() == 6
+    finally:
+        for name in ("before_delete", "after_delete"):
+            event.remove(Seat, name, clean_up)
+
+
+def test_shards(world: World) -> None:
+    """A session may choose a connection for each object, also where a second UPDATE closes a circle."""
+    if world.driver == "asyncpg":
+        pytest.skip("sessions with shards are synchronous")
+    shards = {name: create_engine(world.url, poolclass=NullPool) for name in ("first", "second")}
+
+    def chosen(mapper: Any, instance: Any, clause: Any = None) -> str:
+        pet = instance if isinstance(instance, Pet) else instance.pets[0]
+        return "first" if pet.name == "a" else "second"
+
+    with ShardedSession(
+        shards=shards,
+        shard_chooser=chosen,
+        identity_chooser=lambda *_, **__: list(shards),
+        execute_chooser=lambda _: list(shards),
+    ) as session:
+        for number in range(2):
+            for name in ("a", "b"):
+                owner = Owner(name=str(number), pets=[Pet(name=name)])
+                owner.favourite = owner.pets[0]
+                session.add(owner)
+        session.commit()
+    for engine in shards.values():
+        engine.dispose()
+    world.delivery.released.sort(key=lambda unit: unit[0].attributes[semconv.ENTITY_ID])
+    assert [len(unit) for unit in world.delivery.released] == [6, 6]
+    assert world.check() == 12
 
 
 def test_deleted_elsewhere(world: World) -> None:
