@@ -13,7 +13,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from otel_activity.classes import DELIVERIES, ClassRule
 from otel_activity.errors import ConfigurationError
@@ -46,11 +46,25 @@ _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _DEFAULT_ACTOR = re.compile(r"(system|service|unknown)(:[^\s:][^\0-\x1f]{0,255})?")
 _CONNINFO = re.compile(r"\s*\w+\s*=")
 _SQLALCHEMY = re.compile(r"\s*postgres(?:ql)?(\+\w+)://")
-_URL = re.compile(r"(?P<scheme>[\w+.-]+:/{1,2}|/{0,2})(?P<rest>.*?)(?P<query>\?\w+=.*)?", re.DOTALL)
-_SECRET = re.compile(
-    r"((?:pass(?:word|wd)?|\w*secret)\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)",
-    re.IGNORECASE,
+_SCHEME = re.compile(r"\s*[\w+.-]+:/{1,2}|/{0,2}")
+_WEB = re.compile(r"\s*https?:", re.IGNORECASE)
+_HOSTS = re.compile(r"(?:(?:\[[^]@]*\]|[^][:/?,@]*)(?::\d*)?(?:,|(?=[/?]|\Z)))+(?:[/?].*)?", re.DOTALL)
+"""What may stand behind the scheme where no login does: hosts, each with a port, then whatever."""
+_QUERY = re.compile(
+    r"\?(?:user|password|host|hostaddr|port|dbname|service|options|passfile|require_auth|"
+    r"channel_binding|connect_timeout|target_session_attrs|(?:fallback_)?application_name|ssl\w+|gss\w+)="
 )
+"""The beginning of libpq's parameters: any other question mark may be part of a password."""
+_HIDDEN_NAMES = r"(?:\w*pass(?:word|wd)?|\w*secret|scram_\w+_key)"
+_SECRET = re.compile(
+    # As libpq reads it. A quote that is not closed hides all that follows.
+    rf"({_HIDDEN_NAMES}\s*=\s*)('(?:[^'\\]|\\.|'')*(?:'[^\s'&]*|\Z)|(?:[^\s\\]|\\.)+)",
+    re.IGNORECASE | re.DOTALL,
+)
+_PARAMETER = re.compile(r"([?&])([^?&=]+)=([^&]*(?:&[^=&]*(?=&|\Z))*)")
+"""Of a URL. What follows without a name of its own belongs to the value, which was not escaped."""
+_HIDDEN_PARAMETER = re.compile(_HIDDEN_NAMES, re.IGNORECASE)
+_HIDDEN_WEB_PARAMETER = re.compile(r".*(?:pass|pwd|secret|token|key|auth|sig).*", re.IGNORECASE)
 _COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
@@ -61,14 +75,38 @@ def mask_dsn(dsn: str) -> str:
     >>> mask_dsn("postgresql://audit:s3cret@db/app")
     'postgresql://audit:***@db/app'
     """
-    masked = dsn
-    if not _CONNINFO.match(dsn) and (parts := _URL.fullmatch(dsn)):
-        # To the last @: a password that was not escaped may hold any character.
-        login, mark, host = parts["rest"].rpartition("@")
-        user, colon, _ = login.partition(":")
-        if colon:
-            masked = f"{parts['scheme']}{user}:***{mark}{host}{parts['query'] or ''}"
-    return _SECRET.sub(r"\1***", masked)
+    scheme = _SCHEME.match(dsn)
+    if _CONNINFO.match(dsn) or scheme is None:
+        return _SECRET.sub(r"\1***", dsn)
+    return f"{scheme[0]}{_mask_url(dsn[scheme.end() :], scheme[0])}"
+
+
+def _mask_url(rest: str, scheme: str) -> str:
+    """What follows the scheme of a URL, without its secrets."""
+    web = _WEB.match(scheme) is not None
+    query = _QUERY.search(rest)
+    end = query.start() if query else len(rest)
+    # To the last @: a password that was not escaped may hold any character.
+    login, mark, host = rest[:end].rpartition("@")
+    user, colon, _ = login.partition(":")
+    if colon:
+        rest = f"{user}:***{mark}{host}{rest[end:]}"
+    elif mark and web and "/" not in login:
+        rest = f"***{mark}{host}{rest[end:]}"  # a token in the place of the user
+    elif scheme.strip().endswith("://") and not mark and not _HOSTS.fullmatch(rest):
+        return f"{rest.partition(':')[0]}:***"  # perhaps a login whose host was forgotten
+    names = _HIDDEN_WEB_PARAMETER if web else _HIDDEN_PARAMETER
+
+    def masked(found: re.Match[str]) -> str:
+        is_secret = names.fullmatch(unquote(found[2]).strip()) is not None
+        return f"{found[1]}{found[2]}=***" if is_secret else found[0]
+
+    return _SECRET.sub(_once, _PARAMETER.sub(masked, rest)) if "=" in rest else rest
+
+
+def _once(found: re.Match[str]) -> str:
+    """A value in a text that is no URL after all; what is masked already keeps what stands behind it."""
+    return found[0] if found[2].startswith("***") else f"{found[1]}***"
 
 
 # --- parsers: text -> value, raising ValueError("problem; fix") -----------------------------------
@@ -203,6 +241,8 @@ def _dsn(text: str) -> str:
     ports = str(parts.get("port") or "5432").split(",")
     if not all(port.isdigit() and 0 < int(port) < 65_536 for port in ports if port):
         raise ValueError(f"the port is not a number from 1 to 65535; {_DSN_FIX}")
+    if "@" in str(parts.get("host") or ""):  # errors of the network would quote it, a part of the password
+        raise ValueError(f"the password holds an @, which is to be written as %40; {_DSN_FIX}")
     if "://" not in text and "=" not in text:
         raise ValueError(
             "not a PostgreSQL connection string; use postgresql://user:password@host:5432/database"
@@ -302,6 +342,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         _url,
         "OTLP endpoint for audit events alone; setting it is the consent to send them. Without it, "
         "OTEL_ACTIVITY_EXPORTERS=otlp uses the SDK's OTEL_EXPORTER_OTLP_* variables.",
+        secret=True,
     ),
     Field(
         "startup",
@@ -633,14 +674,9 @@ class Settings:
     def masked(self) -> dict[str, Any]:
         """All settings by name for people to read, secrets masked."""
         shown = {spec.name: getattr(self, spec.name) for spec in FIELDS}
-        if self.postgres_dsn:
-            shown["postgres_dsn"] = mask_dsn(self.postgres_dsn)
-        if self.proof_dsn:
-            shown["proof_dsn"] = mask_dsn(self.proof_dsn)
-        if self.otlp_endpoint:
-            shown["otlp_endpoint"] = mask_dsn(self.otlp_endpoint)
-        if self.redact_key:
-            shown["redact_key"] = "***"
+        for spec in FIELDS:
+            if spec.secret and shown[spec.name]:
+                shown[spec.name] = spec.shown(shown[spec.name])
         return shown
 
     def _chosen_exporters(self, interactive: bool) -> tuple[str, ...]:

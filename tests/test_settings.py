@@ -181,6 +181,18 @@ def test_our_variables_are_flags_of_opentelemetry_instrument(monkeypatch: pytest
         "host=h password = 's3cret x'",
         "postgresql://h/db?oauth_client_secret=s3cret&user=u",
         "postgresql://u:s3cret@h/db?application_name=a@b",
+        "postgresql://u:a?b=s3cret@h/db",
+        "postgresql://u:1?b=s3cret@h/db?sslmode=require",
+        "postgresql://h/db?user=a@b&pass%77ord=s3cret",
+        "postgresql://h/db?password=a&s3cret&user=u",
+        "postgresql://he:s3cret",
+        "postgresql://h1:5432,u:s3cret/db",
+        "host=h password=a&s3cret",
+        r"host=h password=a\ s3cret",
+        "host=h password='a s3cret",
+        "host=h password='it''s s3cret' user=u",
+        "host=h scram_client_key=s3cret",
+        "host=h sslpassword=s3cret",
     ],
 )
 def test_no_form_of_a_dsn_shows_its_password(dsn: str) -> None:
@@ -220,3 +232,27 @@ def test_an_endpoint_does_not_show_its_password() -> None:
         Settings.from_env({"OTEL_ACTIVITY_OTLP_ENDPOINT": "ftp://u:s3cret@h"})
     settings = Settings.from_env({"OTEL_ACTIVITY_OTLP_ENDPOINT": "http://u:s3cret@h:4318"})
     assert "s3cret" not in f"{caught.value} {settings.masked()} {settings!r}"
+    field = next(field for field in FIELDS if field.name == "otlp_endpoint")
+    for endpoint in ("https://s3cret@h:4318", "https://h/v1/logs?api-key=s3cret&x=1"):
+        assert "s3cret" not in str(Settings.from_env({"OTEL_ACTIVITY_OTLP_ENDPOINT": endpoint}).masked())
+        assert "s3cret" not in field.shown(endpoint)  # as `doctor --settings` shows it
+
+
+def test_what_is_no_secret_in_a_dsn_is_shown() -> None:
+    """A mask that hides the address as well would help nobody."""
+    for dsn in (
+        "postgresql://u@h:5432,[::1]:5433/db?sslmode=require&application_name=a@b&sslkey=/k",
+        "postgresql:///db?host=/run/x:y&user=me@cloud",
+        "host=h user=u@cloud passfile=/p sslkey=/k",
+        "https://h:4318/v1/logs?team=5",
+        "module.name:function",
+        "GET /users/@me",
+    ):
+        assert mask_dsn(dsn) == dsn
+
+
+def test_an_at_sign_in_a_password_is_to_be_escaped() -> None:
+    """libpq takes what stands behind the first one for the host, and its errors would show it."""
+    with pytest.raises(ConfigurationError, match="to be written as %40") as caught:
+        Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": "postgresql://u:pw@s3cret@h/db"})
+    assert "s3cret" not in str(caught.value)
