@@ -83,7 +83,7 @@ class GRPCServer:
         await self._server.stop(grace)
 
     async def _export(self, messages: AsyncIterator[bytes], context: Any) -> bytes:
-        outcome = "ok"
+        outcome = "gone"  # unless there is somebody to answer
         try:
             if not self._token.allows(_header(context, "authorization")):
                 raise _Unauthenticated("the bearer token is missing or wrong")
@@ -106,7 +106,8 @@ class GRPCServer:
             size = len(body)
             self._give_back(held - size)
             held = size
-            answer = self._intake.submit(body, as_json=False)
+            answer = self._intake.submit(body, as_json=False, room=size)
+            held = 0
             del body  # given up when it is decoded, not when it is answered
             return await asyncio.wrap_future(answer)
         finally:

@@ -159,13 +159,16 @@ class HTTPApplication:
     async def _logs(self, headers: dict[bytes, bytes], incoming: _Incoming, send: Send) -> None:
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         as_json = kind == JSON
-        outcome = "ok"
+        outcome = "gone"  # unless there is somebody to answer
         refusal: _Refused | None = None
         room = _Room(self._intake)
         try:
             self._check(kind, headers)
             # No name for the body: it is given up when it is decoded, not when it is answered.
-            answer = self._intake.submit(await self._body(headers, incoming, room), as_json=as_json)
+            answer = self._intake.submit(
+                await self._body(headers, incoming, room), as_json=as_json, room=room.held
+            )
+            room.hand_over()
             result = await asyncio.wrap_future(answer)
             outcome = "partial" if result.rejected else "ok"
             await _answer(send, 200, kind, answers.success(result, as_json=as_json))
@@ -243,25 +246,33 @@ class HTTPApplication:
 
 
 class _Room:
-    """What one request holds of the intake's room."""
+    """What one request holds of the intake's room.
+
+    Attributes:
+        held: bytes.
+    """
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
-        self._held = 0
+        self.held = 0
 
     def need(self, size: int) -> None:
         """Have at least so much."""
-        more = size - self._held
+        more = size - self.held
         if more > 0:
             if not self._intake.reserve(more):
                 raise _Refused(503, answers.UNAVAILABLE, "busy", "the receiver is busy; come back later")
-            self._held = size
+            self.held = size
+
+    def hand_over(self) -> None:
+        """It is the intake's from now on."""
+        self.held = 0
 
     def release(self) -> None:
         """Give all back."""
-        if self._held:
-            self._intake.release(self._held)
-            self._held = 0
+        if self.held:
+            self._intake.release(self.held)
+            self.held = 0
 
 
 class _Plain:

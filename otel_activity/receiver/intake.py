@@ -154,8 +154,11 @@ class Intake:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def submit(self, body: bytes, *, as_json: bool) -> Future[Outcome]:
-        """Queue a request for which room is reserved.
+    def submit(self, body: bytes, *, as_json: bool, room: int) -> Future[Outcome]:
+        """Queue a request for which room is reserved, and take over that room.
+
+        The request is stored even if its sender does not wait for that, and the room is given back when it
+        is answered, not when nobody listens any more: until then its bytes are here.
 
         The answer comes after COMMIT, or is one of these errors:
             BadRequest: it is not OTLP; nothing of it is stored.
@@ -165,11 +168,13 @@ class Intake:
             Busy: the store is away, or the receiver is stopping.
         """
         answer: Future[Outcome] = Future()
+        answer.set_running_or_notify_cancel()  # and from now on nobody can cancel it
         with self._changed:
             if self._closing:
                 raise Busy("the receiver is stopping")
             if time.monotonic() < self._retry_at:
                 raise Busy(self.failure or "the store is away")
+            answer.add_done_callback(lambda _: self.release(room))
             self._requests.append(_Request(body, as_json, answer))
             self._changed.notify()
         self._metrics.received.inc(len(body))

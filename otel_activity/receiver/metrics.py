@@ -34,7 +34,7 @@ class ReceiverMetrics:
         self.requests = Counter(
             "activity_receiver_requests",
             "Requests by protocol (http, grpc) and outcome (ok, partial, bad, too_large, unauthenticated, "
-            "busy, unavailable, stalled).",
+            "busy, unavailable, stalled, gone: the sender did not wait for the answer).",
             ["protocol", "outcome"],
             registry=registry,
         )

@@ -160,16 +160,25 @@ class _HTTPServer:
         return connections
 
     async def _sweep(self) -> None:
-        """Close connections that take too long to begin their first request."""
+        """Close connections that take too long to begin a request."""
         seen: dict[Any, int] = {}
         rounds = max(1, round(self._patience / SWEEP))
         while True:
             await asyncio.sleep(SWEEP)
-            silent = [each for each in self._connections() if each.cycle is None]
+            silent = [each for each in self._connections() if _begins(each)]
             seen = {each: seen.get(each, 0) + 1 for each in silent}
             for each, times in seen.items():
                 if times > rounds:
                     each.transport.abort()
+
+
+def _begins(connection: Any) -> bool:
+    """Whether a connection is before its first request, or has sent something behind its last one.
+
+    Between two requests uvicorn closes it in time, but only until the next byte arrives.
+    """
+    cycle = connection.cycle
+    return cycle is None or (cycle.response_complete and connection.timeout_keep_alive_task is None)
 
 
 class _Uvicorn(uvicorn.Server):

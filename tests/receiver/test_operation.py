@@ -179,6 +179,46 @@ def in_the_background(receiver: Receiver, answers: list[object], sent: bytes) ->
     return sender
 
 
+def call(receiver: Receiver, sent: bytes, seconds: float) -> grpc.StatusCode:
+    """Send a request over gRPC and wait for so long; how that ended."""
+    with grpc.insecure_channel(receiver.addresses["grpc"]) as channel:
+        try:
+            channel.unary_unary(EXPORT)(sent, timeout=seconds)
+        except grpc.RpcError as error:
+            code: grpc.StatusCode = error.code()
+            return code
+    return grpc.StatusCode.OK
+
+
+def test_who_does_not_wait_for_commit_holds_room_until_then(store_dsn: str) -> None:
+    """Senders give up while the table is locked: what they sent counts until it is stored."""
+    wide = {**RESOURCE, "pad": "x" * 900_000}
+    sent = [otlp_request(make_events(1), wide).SerializeToString() for _ in range(2)]
+    answers: list[object] = []
+    waits = "activity_receiver_waiting_bytes"
+    with (
+        Receiver(store_dsn, "--max-message-mib", "1", "--max-waiting-mib", "2", "--writers", "1") as receiver,
+        psycopg.connect(store_dsn) as other,
+    ):
+        other.execute("LOCK TABLE activity.events IN EXCLUSIVE MODE")
+        for each in sent:
+            assert call(receiver, each, 2) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert receiver.metric(waits) >= 1_800_000
+        assert call(receiver, sent[0], 30) is grpc.StatusCode.UNAVAILABLE
+        sender = in_the_background(receiver, answers, body())  # in one group with the second of them
+        while receiver.metric(waits) < 1_801_000 and sender.is_alive():
+            time.sleep(0.02)
+        other.commit()
+        sender.join(30)
+        assert answers == [200]
+        assert count(store_dsn) == 5
+        assert receiver.metric(waits) == 0
+        outcomes = 'activity_receiver_requests_total{outcome="%s",protocol="grpc"}'
+        assert receiver.metric(outcomes % "gone") == 2
+        assert receiver.metric(outcomes % "ok") == 0
+        assert "internal error" not in receiver.errors
+
+
 def test_who_waits_for_commit_at_the_end_gets_the_answer(store_dsn: str) -> None:
     """SIGTERM while a request waits: it is stored, acknowledged, and then the process ends with status 0."""
     events = make_events(4)
