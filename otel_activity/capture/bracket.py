@@ -94,6 +94,7 @@ class Bracket:
             transaction.url = engine.url
             if self.proofs is not None:
                 transaction.cluster = self.proofs.cluster_of(fairy, engine.url)
+        transaction.schemas = connection.get_execution_options().get("schema_translate_map")
         transaction.autocommit = drivers.is_autocommit(dialect, fairy)
         if transaction.autocommit:
             self.look(transaction)

@@ -101,6 +101,7 @@ class DialectHooks:
 
     def _wrappers(self) -> dict[str, Callable[[Any], Any]]:
         return {
+            "set_connection_execution_options": self._wrap_options,
             "do_begin": self._wrap_begin,
             "do_commit": self._wrap_commit,
             "do_rollback": self._wrap_rollback,
@@ -240,6 +241,17 @@ class DialectHooks:
             return result
 
         return do_release_savepoint
+
+    def _wrap_options(self, original: Any) -> Any:
+        def set_connection_execution_options(dialect: Any, connection: Any, opts: Any) -> Any:
+            result = original(dialect, connection, opts)
+            if "schema_translate_map" in opts:
+                transaction = self._bracket.find_for(connection)
+                if transaction is not None:
+                    transaction.schemas = opts["schema_translate_map"]
+            return result
+
+        return set_connection_execution_options
 
     # --- two-phase ---------------------------------------------------------------------------
 

@@ -91,6 +91,8 @@ class InternalHooks:
             return
         connection = uow.transaction.connection(dependency.mapper)
         transaction = self._bracket.transaction(connection)
+        if transaction.schemas is not None:
+            plan = plan.translated(transaction.schemas)
         for row in delete:
             self._add(transaction, plan, DELETED, row, _whole(plan, row), {})
         for row in update:
@@ -142,12 +144,14 @@ class InternalHooks:
         if self._fetch:
             for post in found:
                 connection = _connection_of(post.state, base_mapper, uow)
-                post.old.update(read_row(connection, post.plan, post.state.key, post.unknown()))
+                post.old.update(read_row(connection, post.plan, post.state, post.unknown()))
         return found
 
     def _post_updated(self, base_mapper: Any, uow: Any, found: list[_PostUpdate]) -> None:
         for post in found:
             transaction = self._bracket.transaction(_connection_of(post.state, base_mapper, uow))
+            if transaction.schemas is not None:
+                post.plan = post.plan.translated(transaction.schemas)
             deleted = uow.is_deleted(post.state)
             change = post.change(deleted)
             if change is not None:
@@ -181,7 +185,7 @@ class _PostUpdate:
         self.state = state
         self.old: dict[str, Any] = {}
         self.new: dict[str, Any] = {}
-        mapper = plan.mapper
+        mapper = state.manager.mapper
         onupdate = [column.column for column in plan.watched if column.column.onupdate is not None]
         tables = set()
         for column in {*columns, *onupdate}:
@@ -226,7 +230,7 @@ class _PostUpdate:
                 continue
             if key not in self.new:
                 # Of a row that is to be deleted SQLAlchemy reads back the version and nothing else.
-                stale = deleted and column.column is not plan.mapper.version_id_col
+                stale = deleted and column.column is not plan.version
                 self.new[key] = MISSING if stale else dict_.get(key, MISSING)
             new = self.new[key]
             if old is MISSING or new is MISSING or column.is_equal(new, old) is not True:

@@ -71,7 +71,10 @@ class MapperHooks:
 
         def listener(mapper: Any, connection: Any, state: Any) -> None:
             try:
-                plan = plans[mapper] if mapper in plans else planner.plan(mapper)
+                try:
+                    plan = plans[id(mapper)]
+                except KeyError:
+                    plan = planner.plan(mapper)
                 if plan is not None:
                     raw = connection.connection.dbapi_connection
                     transaction = open_transactions.get(id(raw))
@@ -83,15 +86,17 @@ class MapperHooks:
                         or transaction.autocommit
                         or transaction.matched is not None
                     ):
+                        if transaction.schemas is not None:
+                            plan = plan.translated(transaction.schemas)
                         hook(plan, transaction, connection, state)
             except Exception:  # noqa: BLE001 - hooks never raise into the application
                 internal_error(hook.__name__)
 
         return listener
 
-    def _announce(self, transaction: Transaction, verb: str, plan: Plan, connection: Any, state: Any) -> None:
+    def _announce(self, transaction: Transaction, verb: str, connection: Any, state: Any) -> None:
         report = self._listeners[f"after_{verb}"]
-        transaction.announced.append(Announced(verb, report, (plan.mapper, connection, state)))
+        transaction.announced.append(Announced(verb, report, (state.manager.mapper, connection, state)))
 
     # --- before the statement ----------------------------------------------------------------
 
@@ -99,7 +104,7 @@ class MapperHooks:
         if transaction.start >= 0:
             transaction.close_batch()  # the previous step has reported: a new one begins
         if transaction.autocommit:
-            self._announce(transaction, "insert", plan, connection, state)
+            self._announce(transaction, "insert", connection, state)
         if self._fetch:
             self._hold_replaced(transaction, plan, connection, state)
 
@@ -107,7 +112,7 @@ class MapperHooks:
         if transaction.start >= 0:
             transaction.close_batch()  # the previous step has reported: a new one begins
         if transaction.autocommit:
-            self._announce(transaction, "update", plan, connection, state)
+            self._announce(transaction, "update", connection, state)
         dict_ = state.dict
         committed = state.committed_state
         held: dict[str, Any] = {}
@@ -128,7 +133,7 @@ class MapperHooks:
                 held[key] = EXPRESSION if type(old) is LoaderCallableStatus else old
         if self._fetch:
             unknown = [key for key, old in (committed | held).items() if _uncertain(old)]
-            for key, value in read_row(connection, plan, state.key, unknown).items():
+            for key, value in read_row(connection, plan, state, unknown).items():
                 unseen = held.get(key) is MISSING and key not in committed
                 held[key] = _Unseen(value) if unseen else value
         if held:
@@ -145,29 +150,29 @@ class MapperHooks:
         known = state.dict | state.committed_state
         if self._fetch:
             unknown = [key for key in plan.keys if _uncertain(known.get(key, MISSING))]
-            known |= read_row(connection, plan, state.key, unknown)
+            known |= read_row(connection, plan, state, unknown)
         transaction.hooked.known[state] = known
 
     def _before_delete(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         if transaction.start >= 0:
             transaction.close_batch()  # the previous step has reported: a new one begins
         if transaction.autocommit:
-            self._announce(transaction, "delete", plan, connection, state)
+            self._announce(transaction, "delete", connection, state)
         transaction.matched = None
         if self._fetch:
             known = state.dict | state.committed_state | transaction.held.get(state, {})
             unknown = [column.key for column in plan.columns if _uncertain(known.get(column.key, MISSING))]
-            transaction.held.setdefault(state, {}).update(read_row(connection, plan, state.key, unknown))
+            transaction.held.setdefault(state, {}).update(read_row(connection, plan, state, unknown))
 
     def _hold_replaced(self, transaction: Transaction, plan: Plan, connection: Any, state: Any) -> None:
         """If the new object takes over the row of one that is being deleted: read that row."""
-        identity = plan.mapper._identity_key_from_state(state)
+        identity = state.manager.mapper._identity_key_from_state(state)
         replaced = state.session.identity_map.get(identity) if state.session is not None else None
         if replaced is None:
             return
         known = _stored(replaced)
         unknown = [column.key for column in plan.columns if _uncertain(known.get(column.key, MISSING))]
-        transaction.held[state] = read_row(connection, plan, identity, unknown)
+        transaction.held[state] = read_row(connection, plan, state, unknown, identity)
 
     # --- after the statement -----------------------------------------------------------------
 
@@ -191,7 +196,7 @@ class MapperHooks:
         held = transaction.held.pop(state, None) or {}
         if state.key is None:
             # A new object took over the row of one that was deleted in the same flush ("row switch").
-            change = self._row_switch(plan, plan.mapper, state, held)
+            change = self._row_switch(plan, state.manager.mapper, state, held)
         else:
             if transaction.hooked is not None:
                 held = transaction.hooked.written(plan, state) | held
@@ -331,12 +336,23 @@ class _Unseen:
         self.value = value
 
 
-def read_row(connection: Any, plan: Plan, identity: Any, keys: Iterable[str]) -> dict[str, Any]:
-    """Values of some attributes as the row has them now, before a statement overwrites them."""
+def read_row(
+    connection: Any, plan: Plan, state: Any, keys: Iterable[str], identity: Any = None
+) -> dict[str, Any]:
+    """Values of some attributes as the row has them now, before a statement overwrites them.
+
+    Args:
+        connection: that the statement will use.
+        plan: of the object.
+        state: of the object.
+        keys: of the attributes.
+        identity: key of the row; without it the object's own.
+    """
     columns = [plan.by_key[key] for key in keys if key in plan.by_key]
+    identity = identity or state.key
     if not columns or identity is None:
         return {}
-    mapper = plan.mapper
+    mapper = state.manager.mapper
     where = [column == value for column, value in zip(mapper.primary_key, identity[1], strict=True)]
     query = mapper.selectable.select().with_only_columns(*(column.column for column in columns)).where(*where)
     try:
@@ -387,8 +403,8 @@ def _record_held(
         # The session never saw the value, so nobody sees a difference: changed if an UPDATE wrote the table.
         tables = {column.column.table for column in plan.columns if column.name in before}
         tables.update(column.column.table for column in written)
-        if plan.mapper.version_id_col is not None:
-            tables.add(plan.mapper.version_id_col.table)
+        if plan.version is not None:
+            tables.add(plan.version.table)
         for column, old, new in doubtful:
             if column.column.table in tables:
                 partial |= record(column, old, new, before, after)

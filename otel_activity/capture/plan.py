@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import fnmatch
 import logging
-from typing import TYPE_CHECKING, Any, Final
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 from sqlalchemy import ClauseElement, Column, LargeBinary, Table, TypeDecorator
@@ -21,7 +23,7 @@ from otel_activity.events import Redacted
 from otel_activity.semconv import RedactionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy.orm import Mapper
 
@@ -57,6 +59,8 @@ _logger: Final = logging.getLogger("otel_activity")
 _REDACTED: Final = Redacted()
 _COPY_DEPTH: Final = 8
 _SHORTEST_SECRET: Final = 12
+_KNOWN_SCHEMAS: Final = 100
+"""Bound on the schemas that one plan is remembered for: there may be one for each tenant."""
 
 
 def is_expression(value: Any) -> bool:
@@ -129,13 +133,15 @@ class ColumnPlan:
         "plan",
     )
 
-    def __init__(self, plan: TablePlan, key: str, name: str, column: Column[Any], is_equal: Any) -> None:
+    def __init__(
+        self, plan: TablePlan, rules: Rules, key: str, name: str, column: Column[Any], is_equal: Any
+    ) -> None:
         self.plan = plan
         self.key = key
         self.name = name
         self.column = column
         self.is_equal = is_equal
-        self.mode = plan.rules.mode(column, key)
+        self.mode = rules.mode(column, key)
         self.at_once = self.mode is not None or _may_change(column.type)
         # Two values that cannot change may be compared and kept as they are.
         self.is_plain = self.mode is None and getattr(is_equal, "__func__", None) is TypeEngine.compare_values
@@ -174,26 +180,42 @@ class TablePlan:
     __slots__ = (
         "_attributes",
         "_hidden",
+        "_translated",
         "collection",
         "delivery",
         "entity_type",
         "limit",
         "redactor",
-        "rules",
         "schema",
     )
 
-    def __init__(self, entity_type: str, table: Table, rules: Rules, redactor: Redacts, limit: int) -> None:
+    def __init__(self, entity_type: str, table: Table, redactor: Redacts, limit: int) -> None:
         self.entity_type = entity_type
         self.delivery: str | None = None
         # SQLAlchemy's quoted_name is a subclass of str, which no encoder knows.
         self.collection = str(table.name)
         self.schema = None if table.schema is None else str(table.schema)
         self.redactor = redactor
-        self.rules = rules
         self.limit = limit
         self._hidden: tuple[RedactionMode | None, ...] | None = None
         self._attributes: dict[str, tuple[str, str, dict[str, Any]]] = {}
+        self._translated: dict[str | None, Self] = {}
+
+    def translated(self, schemas: Mapping[str | None, Any]) -> Self:
+        """The same where a ``schema_translate_map`` is in force; the plan itself if it is not concerned."""
+        schema = schemas.get(self.schema, self.schema)
+        if schema == self.schema or not (schema is None or isinstance(schema, str)):
+            return self
+        found = self._translated.get(schema)
+        if found is None:
+            found = copy.copy(self)
+            found.schema = None if schema is None else str(schema)
+            found._attributes = {}
+            found._translated = {}
+            if len(self._translated) >= _KNOWN_SCHEMAS:
+                self._translated.clear()
+            self._translated[schema] = found
+        return found
 
     def attributes_of(self, kind: tuple[str, str, str], unit: Unit, commit: Commit) -> dict[str, Any]:
         """What all events of one kind in one unit share."""
@@ -224,10 +246,10 @@ class TablePlan:
             semconv.ACTIVITY_SCHEMA_VERSION: semconv.SCHEMA_VERSION,
         }
 
-    def hide_key(self, columns: Iterable[tuple[Any, str]]) -> None:
+    def hide_key(self, rules: Rules, columns: Iterable[tuple[Any, str]]) -> None:
         """Note which parts of the primary key are secret. A hash, if there is a key for it, tells entities
         apart where a mask could not."""
-        modes = [self.rules.mode(column, key) for column, key in columns]
+        modes = [rules.mode(column, key) for column, key in columns]
         if any(modes):
             self._hidden = tuple(RedactionMode.HASH if mode is RedactionMode.MASK else mode for mode in modes)
 
@@ -273,7 +295,7 @@ class TablePlan:
 
 
 class Plan(TablePlan):
-    """What to take from objects of one mapper."""
+    """What to take from objects of one mapper. It does not keep the mapper alive."""
 
     __slots__ = (
         "at_once",
@@ -281,11 +303,11 @@ class Plan(TablePlan):
         "columns",
         "defaults",
         "keys",
-        "mapper",
         "names",
         "pk",
         "plain_names",
         "unknown",
+        "version",
         "watched",
     )
 
@@ -293,16 +315,16 @@ class Plan(TablePlan):
         # A class may be mapped to a join of tables, which has no name.
         local = mapper.local_table
         table = local if isinstance(local, Table) else next(t for t in mapper.tables if isinstance(t, Table))
-        super().__init__(mapper.class_.__name__, table, rules, redactor, limit)
-        self.mapper = mapper
-        columns = list(self._columns(mapper))
+        super().__init__(mapper.class_.__name__, table, redactor, limit)
+        self.version = mapper.version_id_col
+        columns = list(self._columns(mapper, rules))
         self.columns: tuple[ColumnPlan, ...] = tuple(columns)
         self.names = tuple([column.name for column in columns])
         self.by_key = {column.key: column for column in columns}
         self.plain_names = {column.key: column.name for column in columns if column.is_plain}
         """Name by key of the columns whose values, if they cannot change, are compared and kept as is."""
         self.pk = tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key)
-        self.hide_key(zip(mapper.primary_key, self.pk, strict=True))
+        self.hide_key(rules, zip(mapper.primary_key, self.pk, strict=True))
         # For the snapshot of an inserted row: what an attribute that is not there stands for, and which
         # columns cannot wait to be encoded.
         self.keys = tuple(column.key for column in columns)
@@ -318,18 +340,18 @@ class Plan(TablePlan):
             or column.column.server_onupdate is not None
         )
 
-    def _columns(self, mapper: Mapper[Any]) -> Iterable[ColumnPlan]:
+    def _columns(self, mapper: Mapper[Any], rules: Rules) -> Iterable[ColumnPlan]:
         names: set[str] = set()
         for prop in mapper.column_attrs:
             column = prop.columns[0]
             if not isinstance(column, Column) or column.table is None:
                 continue
-            if not self.rules.wanted(column, prop.key):
+            if not rules.wanted(column, prop.key):
                 continue
             name = str(column.name if column.name not in names else prop.key)
             names.add(name)
             impl = mapper.class_manager[prop.key].impl
-            yield ColumnPlan(self, prop.key, name, column, impl.is_equal)
+            yield ColumnPlan(self, rules, prop.key, name, column, impl.is_equal)
 
 
 def _may_change(kind: Any) -> bool:
@@ -383,13 +405,26 @@ class Planner:
         self._include = include
         self._exclude = exclude
         self._limit = limit
-        self.plans: dict[Mapper[Any], Plan | None] = {}
-        """The plans made so far; `plan` makes what is missing."""
-        self._tables: dict[Table, SecondaryPlan | None] = {}
+        self.plans: dict[int, Plan | None] = {}
+        """The plans made so far, by ``id()`` of the mapper; `plan` makes what is missing."""
+        self._tables: dict[int, dict[Table, SecondaryPlan | None]] = {}
+        self._mappers: dict[int, weakref.ref[Mapper[Any]]] = {}
+
+    def _follow(self, mapper: Mapper[Any]) -> int:
+        """The key of a mapper. A class that was made on the fly and is gone takes its plans with it."""
+        key = id(mapper)
+
+        def gone(_: object) -> None:
+            for known in (self.plans, self._tables, self._mappers):
+                known.pop(key, None)
+
+        if key not in self._mappers:
+            self._mappers[key] = weakref.ref(mapper, gone)
+        return key
 
     def plan(self, mapper: Mapper[Any]) -> Plan | None:
         try:
-            return self.plans[mapper]
+            return self.plans[id(mapper)]
         except KeyError:
             plan = None
             if self._audited(mapper.tables):
@@ -398,7 +433,7 @@ class Planner:
                 classes = [each.class_.__name__ for each in mapper.iterate_to_root()]
                 plan.delivery = self._classes.of(rules.delivery, (*classes, *table_names(mapper.tables)))
             self._warn_of_models(mapper, captured=plan is not None)
-            self.plans[mapper] = plan
+            self.plans[self._follow(mapper)] = plan
             return plan
 
     def _warn_of_models(self, mapper: Mapper[Any], *, captured: bool) -> None:
@@ -428,14 +463,14 @@ class Planner:
     def secondary(self, table: Table, mapper: Mapper[Any]) -> SecondaryPlan | None:
         """The plan of a relationship's secondary table; `mapper` is at one of its ends."""
         try:
-            return self._tables[table]
+            return self._tables[id(mapper)][table]
         except KeyError:
             plan = None
             if self._audited([table]):
                 rules = self._rules.of_table(table, mapper.registry)
                 plan = SecondaryPlan(table, rules, self._redactor, self._limit)
                 plan.delivery = self._classes.of(rules.delivery, table_names([table]))
-            self._tables[table] = plan
+            self._tables.setdefault(self._follow(mapper), {})[table] = plan
             return plan
 
     def _audited(self, tables: Iterable[Any]) -> bool:
@@ -463,12 +498,12 @@ class SecondaryPlan(TablePlan):
     __slots__ = ("by_key", "pk")
 
     def __init__(self, table: Table, rules: Rules, redactor: Redacts, limit: int) -> None:
-        super().__init__(str(table.name), table, rules, redactor, limit)
+        super().__init__(str(table.name), table, redactor, limit)
         self.by_key = {
-            column.key: ColumnPlan(self, column.key, str(column.name), column, None)
+            column.key: ColumnPlan(self, rules, column.key, str(column.name), column, None)
             for column in table.columns
             if rules.wanted(column, column.key)
         }
         keys = list(table.primary_key.columns) or [column for column in table.columns if column.foreign_keys]
         self.pk = tuple(column.key for column in keys)
-        self.hide_key((column, column.key) for column in keys)
+        self.hide_key(rules, ((column, column.key) for column in keys))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from otel_activity.events import Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from otel_activity.capture.autocommit import Announced
     from otel_activity.capture.mapper import Hooked
@@ -36,6 +36,7 @@ class Transaction:
         inside: a guarded method of this connection is running: what it calls in turn is its own business.
         poisoned: a statement failed on the server, which aborts a PostgreSQL transaction until a savepoint.
         url: of the engine.
+        schemas: SQLAlchemy's ``schema_translate_map`` of the connection, if it has one.
         doubt: why the fate of the entries cannot be known even after a COMMIT.
         savepoints: name, number of entries and `poisoned` at each open savepoint.
         early: entries that joined before the first statement; they stand before all others.
@@ -67,6 +68,7 @@ class Transaction:
         "matched",
         "poisoned",
         "savepoints",
+        "schemas",
         "start",
         "unit",
         "updates",
@@ -85,6 +87,7 @@ class Transaction:
         self.database = database
         self.cluster: Cluster | None = None
         self.url: Any = None
+        self.schemas: Mapping[str | None, Any] | None = None
         self.autocommit = False
         self.hooked: Hooked | None = None
         self.savepoints: list[tuple[str, int, bool]] = []
