@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -42,7 +43,7 @@ from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailab
 from otel_activity.frameworks import WebHooks
 from otel_activity.metrics import Captured, MeteredDelivery, anybody_reads, instruments
 from otel_activity.redaction import Redactor
-from otel_activity.settings import Settings
+from otel_activity.settings import Settings, on_terminal
 from otel_activity.telemetry import (
     GlobalPipeline,
     Pipeline,
@@ -186,7 +187,8 @@ def instrument(**settings: Any) -> bool:
     """Start auditing every SQLAlchemy session of this process.
 
     Call it once, early; sessions and engines may exist already. Under ``opentelemetry-instrument`` it has
-    happened before the program starts, and a further call does nothing.
+    happened before the program starts, and a further call does nothing; one line is logged if it asks for
+    other settings than those in force.
 
     Args:
         **settings: any field of `Settings`; an argument beats the environment.
@@ -202,8 +204,9 @@ def instrument(**settings: Any) -> bool:
     global _runtime
     with _lock:
         if _runtime is not None:
+            _say_too_late(_runtime.settings, settings)
             return True
-        resolved = Settings.from_env(interactive=sys.stdout.isatty(), **settings)
+        resolved = Settings.from_env(interactive=on_terminal(), **settings)
         if not _wanted(resolved, os.environ):
             return False
         if resolved.startup == "require":
@@ -218,6 +221,18 @@ def instrument(**settings: Any) -> bool:
         _runtime = runtime
         _flush_at_end_of_worker(runtime)
         return True
+
+
+def _say_too_late(running: Settings, asked: Mapping[str, Any]) -> None:
+    """Nobody may believe that a column is redacted, or a table audited, by a setting that came too late."""
+    late = running.contradicted_by(asked)
+    if late:
+        _logger.error(
+            "otel_activity: instrument(%s) changes nothing, because auditing runs already with others; "
+            "set %s before the program starts, or call uninstrument() first",
+            ", ".join(f"{spec.name}=..." for spec in late),
+            ", ".join(spec.variable for spec in late),
+        )
 
 
 def uninstrument() -> None:
@@ -543,13 +558,15 @@ def _proofs(
     return ProofReader(resolver.know)
 
 
-def _postgres(settings: Settings) -> PostgresEventExporter:
+def _postgres(settings: Settings, *, patience: float = math.inf) -> PostgresEventExporter:
     # Late, because psycopg needs a libpq, which a process that exports by OTLP alone may not have.
+    from otel_activity.postgres.connection import CONNECT_TIMEOUT
     from otel_activity.postgres.exporter import PostgresEventExporter
 
     return PostgresEventExporter(
         settings.postgres_dsn or "",  # Settings has checked that there is one
         settings.postgres_schema,
+        connect_timeout=min(CONNECT_TIMEOUT, patience),
         export_timeout=settings.export_timeout / 1000,
     )
 
@@ -597,7 +614,7 @@ def _wait_for_store(settings: Settings) -> None:
     """Try until the store works: connect, check the schema, store nothing as a batch would be stored."""
     if "postgres" not in settings.exporters:
         return
-    exporter = _postgres(settings)
+    exporter = _postgres(settings, patience=settings.startup_timeout)
     deadline = time.monotonic() + settings.startup_timeout
     try:
         while True:

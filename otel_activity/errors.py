@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from typing import Final
 
 __all__ = [
     "ActivityError",
@@ -15,6 +16,10 @@ __all__ = [
     "StoreUnavailable",
     "without_messages",
 ]
+
+
+LONGEST_SHOWN: Final = 200
+"""Characters of a wrong value that a message shows."""
 
 
 def without_messages(error: BaseException | None) -> str:
@@ -48,7 +53,8 @@ class ConfigurationError(ActivityError):
     """
 
     def __init__(self, variable: str, value: str, problem: str, fix: str) -> None:
-        super().__init__(f"{variable}={value!r}: {problem}; {fix}")
+        shown = value if len(value) <= LONGEST_SHOWN else f"{value[:LONGEST_SHOWN]}..."
+        super().__init__(f"{variable}={shown!r}: {problem}; {fix}")
         self.variable = variable
         self.value = value
         self.problem = problem

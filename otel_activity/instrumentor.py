@@ -7,8 +7,10 @@ an error in one of them cannot either.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +45,10 @@ def pre_instrument() -> None:
         _api().instrument()
     except ActivityError as error:
         _stop_or_warn(str(error))
+    except KeyboardInterrupt:
+        # Raised out of here it would be a fatal error of the interpreter's start, with a dump.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
     except ImportError as error:
         # psycopg without a libpq, first of all. An import at the top of this module would fail unseen.
         reason = " ".join(str(error).split())
@@ -67,13 +73,16 @@ def _stop_or_warn(reason: str) -> None:
         _print(f"{line}\notel_activity: THIS PROCESS RUNS UNAUDITED (OTEL_ACTIVITY_STARTUP=warn)")
         return
     _print(line)
-    sys.stdout.flush()
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
     os._exit(2)  # SystemExit would be reported as a fatal error of the interpreter's start
 
 
 def _print(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """To standard error, if there is one: a line that cannot be written must not undo what it is about."""
+    with contextlib.suppress(Exception):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 class ActivityDistro(BaseDistro):  # type: ignore[misc]  # its package is not typed

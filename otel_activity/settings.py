@@ -11,6 +11,7 @@ import difflib
 import ipaddress
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
@@ -23,7 +24,16 @@ from otel_activity.semconv import ContentRule, RedactionMode
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["FIELDS", "RECEIVE_PREFIX", "Field", "InstrumentFlags", "Settings", "flags", "mask_dsn"]
+__all__ = [
+    "FIELDS",
+    "RECEIVE_PREFIX",
+    "Field",
+    "InstrumentFlags",
+    "Settings",
+    "flags",
+    "mask_dsn",
+    "on_terminal",
+]
 
 PREFIX: Final = "OTEL_ACTIVITY_"
 RECEIVE_PREFIX: Final = f"{PREFIX}RECEIVE_"
@@ -31,6 +41,15 @@ RECEIVE_PREFIX: Final = f"{PREFIX}RECEIVE_"
 EXPORTERS: Final = ("postgres", "otlp", "console", "none")
 STARTUP_MODES: Final = ("check", "warn", "require")
 _DSN_FIX: Final = "use postgresql://user:password@host:5432/database"
+_DSN_NUMBERS: Final = (
+    "connect_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+)
+_SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 LOGGER_PROVIDERS: Final = ("own", "global")
 REDACTION_MODES: Final = tuple(mode.value for mode in RedactionMode)
 CONTENT_RULES: Final = tuple(rule.value for rule in ContentRule)
@@ -67,6 +86,18 @@ _HIDDEN_PARAMETER = re.compile(_HIDDEN_NAMES, re.IGNORECASE)
 _HIDDEN_WEB_PARAMETER = re.compile(r".*(?:pass|pwd|secret|token|key|auth|sig).*", re.IGNORECASE)
 _COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_SERVICE_HOST: Final = "_SERVICE_HOST"
+_SERVICE_LINK = re.compile(
+    r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)", re.ASCII
+)
+
+
+def on_terminal() -> bool:
+    """Whether a person watches the output. A daemon may have been started without any, or have closed it."""
+    try:
+        return sys.stdout.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 def mask_dsn(dsn: str) -> str:
@@ -232,10 +263,13 @@ def _unreadable(error: Exception) -> str:
 def _dsn(text: str) -> str:
     import psycopg.conninfo
 
+    text = text.strip()  # a file that a secret comes from ends in a newline, which libpq takes for the name's
     if scheme := _SQLALCHEMY.match(text):
         raise ValueError(f"SQLAlchemy's form, which libpq does not read; leave out {scheme[1]!r}")
     try:
         parts = psycopg.conninfo.conninfo_to_dict(text)
+    except UnicodeError:
+        raise ValueError(f"not UTF-8; {_DSN_FIX}") from None
     except psycopg.ProgrammingError as error:
         raise ValueError(f"not a PostgreSQL connection string ({_unreadable(error)}); {_DSN_FIX}") from None
     ports = str(parts.get("port") or "5432").split(",")
@@ -244,15 +278,31 @@ def _dsn(text: str) -> str:
     if "@" in str(parts.get("host") or ""):  # errors of the network would quote it, a part of the password
         raise ValueError(f"the password holds an @, which is to be written as %40; {_DSN_FIX}")
     if "://" not in text and "=" not in text:
-        raise ValueError(
-            "not a PostgreSQL connection string; use postgresql://user:password@host:5432/database"
-        )
+        raise ValueError(f"not a PostgreSQL connection string; {_DSN_FIX}")
+    _check_options(parts)
     return text
 
 
+def _check_options(parts: Mapping[str, Any]) -> None:
+    """What libpq itself looks at only when it connects; nobody would read of it before events are waiting."""
+    for name in _DSN_NUMBERS:
+        value = str(parts.get(name, "")).strip()
+        if value and not re.fullmatch(r"[+-]?[0-9]{1,9}(\.[0-9]*)?", value):
+            raise ValueError(f"its {name} is not a number; use for example {name}=10")
+    mode = str(parts.get("sslmode", ""))
+    if mode and mode not in _SSL_MODES:
+        hint = _did_you_mean(mode, _SSL_MODES)
+        raise ValueError(f"unknown sslmode; {hint}use one of {', '.join(_SSL_MODES)}")
+
+
 def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.netloc:
+    text = text.strip()
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an unfinished IPv6 address, a port that is no number
+        good = False
+    if not good:
         raise ValueError("not an http(s) URL; use for example http://localhost:4318")
     return text
 
@@ -671,6 +721,15 @@ class Settings:
         """Whether there is anything to do: not disabled, and somewhere to send events."""
         return not self.disabled and bool(self.exporters) and self.exporters != ("none",)
 
+    def contradicted_by(self, arguments: Mapping[str, Any]) -> list[Field]:
+        """The settings of which these arguments say something else; `None` says nothing.
+
+        Raises:
+            ConfigurationError: an argument is wrong in itself.
+        """
+        given = {name: _argument(name, value) for name, value in arguments.items() if value is not None}
+        return [_BY_NAME[name] for name, value in given.items() if value != getattr(self, name)]
+
     def masked(self) -> dict[str, Any]:
         """All settings by name for people to read, secrets masked."""
         shown = {spec.name: getattr(self, spec.name) for spec in FIELDS}
@@ -755,12 +814,25 @@ class Settings:
 
 def _parse(spec: Field, label: str, text: str) -> Any:
     try:
+        _refuse_quotes(spec, text)
         return spec.parse(text)
     except ValueError as error:
         problem, _, fix = str(error).partition("; ")
         # Whatever the setting: a DSN may have been put into the wrong one.
         shown = mask_dsn(spec.shown(text))
         raise ConfigurationError(label, shown, problem, fix) from None
+
+
+def _refuse_quotes(spec: Field, text: str) -> None:
+    """Docker's ``--env-file`` keeps them: no table would be named ``"orders"``, and nothing be audited."""
+    stripped = text.strip()
+    if (
+        spec.name != "redact_key"
+        and len(stripped) > 1
+        and stripped[0] == stripped[-1]
+        and stripped[0] in "'\""
+    ):
+        raise ValueError("the quotes are part of the value; leave them out")
 
 
 def _argument(name: str, value: Any) -> Any:
@@ -772,23 +844,38 @@ def _argument(name: str, value: Any) -> Any:
             "no such setting",
             f"{_did_you_mean(name, tuple(_BY_NAME))}see otel_activity.Settings",
         )
-    if isinstance(value, (list, tuple)):
-        value = ",".join(str(item) for item in value)
-    elif isinstance(value, bool):
-        value = "true" if value else "false"
+    if isinstance(value, (list, tuple, set, frozenset)):
+        words = value if isinstance(value, (list, tuple)) else sorted(map(str, value))
+        return _parse(spec, name, ",".join(map(str, words)))
+    if isinstance(value, bool):
+        return _parse(spec, name, "true" if value else "false")
+    if not isinstance(value, (str, int, float, os.PathLike)):
+        # Its repr would be read as a word: a table of that name there is none, and nothing would be audited.
+        raise ConfigurationError(name, "...", f"a {type(value).__name__}", "use a text, a number or a list")
     return _parse(spec, name, str(value))
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
     """A misspelt variable must not mean "runs with less auditing or less redaction than configured"."""
     for variable in environ:
-        if variable.startswith(PREFIX) and variable not in _OURS and not variable.startswith(RECEIVE_PREFIX):
+        if not variable.startswith(PREFIX) or variable in _OURS or variable.startswith(RECEIVE_PREFIX):
+            continue
+        if not _is_service_link(variable, environ):
             raise ConfigurationError(
                 variable,
                 "...",
                 "no such setting",
                 f"{_did_you_mean(variable, _OURS)}`otel-activity doctor --settings` lists them",
             )
+
+
+def _is_service_link(variable: str, environ: Mapping[str, str]) -> bool:
+    """Whether Kubernetes made it: each pod is told of a Service ``otel-activity-...`` in such variables."""
+    services = (name.removesuffix(_SERVICE_HOST) for name in environ if name.endswith(_SERVICE_HOST))
+    return any(
+        variable.startswith(service) and _SERVICE_LINK.fullmatch(variable, len(service))
+        for service in services
+    )
 
 
 class InstrumentFlags:

@@ -71,6 +71,14 @@ def test_argument_beats_environment_beats_default() -> None:
             "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
             "use at most 500",
         ),
+        ({"OTEL_ACTIVITY_INCLUDE": '"orders"'}, "OTEL_ACTIVITY_INCLUDE", "leave them out"),
+        ({"OTEL_ACTIVITY_REDACT": "'email,ssn' "}, "OTEL_ACTIVITY_REDACT", "leave them out"),
+        ({"OTEL_ACTIVITY_POSTGRES_DSN": f"{DSN}?sslmode=requir"}, "OTEL_ACTIVITY_POSTGRES_DSN", "'require'"),
+        ({"OTEL_ACTIVITY_POSTGRES_DSN": f"{DSN}?connect_timeout=10s"}, "OTEL_ACTIVITY_POSTGRES_DSN", "=10"),
+        ({"OTEL_ACTIVITY_POSTGRES_DSN": f"{DSN}\udc80"}, "OTEL_ACTIVITY_POSTGRES_DSN", "not UTF-8"),
+        ({"OTEL_ACTIVITY_OTLP_ENDPOINT": "http://[::1"}, "OTEL_ACTIVITY_OTLP_ENDPOINT", "for example http"),
+        ({"OTEL_ACTIVITY_OTLP_ENDPOINT": "http://h:abc"}, "OTEL_ACTIVITY_OTLP_ENDPOINT", "for example http"),
+        ({"OTEL_ACTIVITY_OTLP_ENDPOINT": "http://:4318"}, "OTEL_ACTIVITY_OTLP_ENDPOINT", "for example http"),
         ({"OTEL_ACTIVITY_REDCAT": "iban"}, "OTEL_ACTIVITY_REDCAT", "did you mean 'OTEL_ACTIVITY_REDACT'"),
     ],
 )
@@ -219,6 +227,14 @@ def test_a_dsn_that_is_nothing_says_what_it_is_not() -> None:
         Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": "postgres:/foo"})
 
 
+def test_a_huge_value_does_not_bury_its_fix() -> None:
+    """The line stays one that a person reads."""
+    with pytest.raises(ConfigurationError) as raised:
+        Settings.from_env({"OTEL_BLRP_MAX_QUEUE_SIZE": "9" * 100_000})
+    assert len(str(raised.value)) < 400
+    assert str(raised.value).endswith("use 1 to 10000000")
+
+
 def test_a_misspelt_argument_does_not_show_its_value() -> None:
     """The value of an unknown setting may be a DSN: only the name is shown."""
     with pytest.raises(ConfigurationError, match="postgres_dns") as caught:
@@ -256,3 +272,43 @@ def test_an_at_sign_in_a_password_is_to_be_escaped() -> None:
     with pytest.raises(ConfigurationError, match="to be written as %40") as caught:
         Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": "postgresql://u:pw@s3cret@h/db"})
     assert "s3cret" not in str(caught.value)
+
+
+def test_space_around_an_address_is_no_part_of_it() -> None:
+    """A secret from a file ends in a newline, which libpq would take for the end of the database's name."""
+    environ = {"OTEL_ACTIVITY_POSTGRES_DSN": f" {DSN}\n", "OTEL_ACTIVITY_OTLP_ENDPOINT": "http://h:4318\n"}
+    settings = Settings.from_env(environ)
+    assert (settings.postgres_dsn, settings.otlp_endpoint) == (DSN, "http://h:4318")
+
+
+def test_a_list_may_be_any_collection() -> None:
+    """A set of tables is as good as a list of them."""
+    assert Settings.from_env({}, include={"b", "a"}).include == ("a", "b")
+    assert Settings.from_env({}, redact=frozenset({"email"})).redact == ("email",)
+
+
+@pytest.mark.parametrize("value", [iter(["orders"]), {"orders": True}, b"orders", object()])
+def test_an_argument_that_is_no_text_is_refused(value: object) -> None:
+    """Read by its repr it would name a table that there is not, and nothing would be audited."""
+    with pytest.raises(ConfigurationError, match=r"include='\.\.\.': a .*; use a text, a number or a list"):
+        Settings.from_env({}, include=value)
+
+
+@pytest.mark.parametrize("service", ["OTEL_ACTIVITY", "OTEL_ACTIVITY_RECEIVER", "OTEL_ACTIVITY_SERVICE"])
+def test_variables_that_kubernetes_makes_for_a_service_are_no_settings(service: str) -> None:
+    """A Service of that name beside the application must not keep all of its pods from starting."""
+    environ = {
+        f"{service}_SERVICE_HOST": "10.0.0.7",
+        f"{service}_SERVICE_PORT": "4318",
+        f"{service}_SERVICE_PORT_OTLP_HTTP": "4318",
+        f"{service}_PORT": "tcp://10.0.0.7:4318",
+        f"{service}_PORT_4318_TCP": "tcp://10.0.0.7:4318",
+        f"{service}_PORT_4318_TCP_PROTO": "tcp",
+        f"{service}_PORT_4318_TCP_PORT": "4318",
+        f"{service}_PORT_4318_TCP_ADDR": "10.0.0.7",
+    }
+    assert Settings.from_env(environ) == Settings()
+    with pytest.raises(ConfigurationError, match="no such setting"):
+        Settings.from_env({**environ, f"{service}_SERVER": "10.0.0.7"})
+    with pytest.raises(ConfigurationError, match="no such setting"):
+        Settings.from_env({f"{service}_PORT": "4318"})

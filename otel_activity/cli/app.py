@@ -66,7 +66,8 @@ class LazyGroup(click.Group):
         """Run the command; an error that we raise on purpose becomes one line and an exit status."""
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by who started us (`>&-`): click then writes nowhere
+                sys.stdout.flush()
             return result
         except ActivityError as error:
             raise _reported(error) from error
@@ -80,6 +81,9 @@ class LazyGroup(click.Group):
         except BrokenPipeError:
             _forget_stdout()
             ctx.exit(0)
+        except OSError as error:  # a full disk under the output, first of all
+            _forget_stdout()
+            raise click.ClickException(_said(error)) from error
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
 
@@ -101,11 +105,17 @@ def _not_installed(error: ImportError) -> click.ClickException:
     return _Misconfigured(f'{reason}; pip install "otel-activity[{extra}]" brings {brings}')
 
 
+def _said(error: OSError) -> str:
+    """What the system says, and about which file."""
+    reason = error.strerror or " ".join(str(error).split())
+    return reason if error.filename is None else f"{error.filename!r}: {reason}"
+
+
 def _forget_stdout() -> None:
     """Send what is still buffered nowhere; the interpreter's last flush would print an error."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # a stdout without a file behind it has nothing to flush
+    except (OSError, ValueError, AttributeError):  # a stdout without a file behind it has nothing to flush
         return
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import textwrap
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,7 @@ from otel_activity.cli.app import EXIT_FAILED
 from otel_activity.cli.checks import Check, Level, environment_checks, left_behind
 from otel_activity.cli.options import WHEN, json_option, require_dsn, unchecked_store_options
 from otel_activity.cli.render import json_line, note, output_width, printable, say
-from otel_activity.settings import FIELDS, Settings
+from otel_activity.settings import FIELDS, Settings, on_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +68,7 @@ def doctor(
     if only_settings:
         _write_settings(as_json)
         return
-    checks = environment_checks(os.environ, interactive=sys.stdout.isatty(), dsn_given=dsn is not None)
+    checks = environment_checks(os.environ, interactive=on_terminal(), dsn_given=dsn is not None)
     checks += _store_checks(dsn, schema)
     checks += _outbox_checks()
     _write(checks, as_json)

@@ -339,6 +339,29 @@ def test_reader_that_goes_away_ends_it_quietly(store_dsn: str, arguments: list[s
         process.wait()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_output_that_cannot_be_written_is_one_line_and_status_1(store_dsn: str) -> None:
+    """A full disk under the output gives its reason instead of a traceback."""
+    store(store_dsn, [make_event()])
+    search = [sys.executable, "-c", "from otel_activity.cli import main; main()", "search"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            search, env=clean_environment(store_dsn), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [["search"], ["tail"], ["doctor"], ["schema", "status"]], ids=" ".join)
+def test_without_standard_output_a_command_does_its_work(store_dsn: str, arguments: list[str]) -> None:
+    """Started with it closed (``>&-``), a command ends as it would have: the status is its answer."""
+    store(store_dsn, [make_event()])
+    closing = "import os, sys; os.close(1); os.execv(sys.executable, sys.argv[1:])"
+    program = "from otel_activity.cli import main; main()"
+    command = [sys.executable, "-c", closing, sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, env=clean_environment(store_dsn), stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_terminal_that_cannot_show_a_character(store_dsn: str) -> None:
     """An encoding without the character gets an escape instead of a traceback."""
     store(store_dsn, [make_event(user__name="漢字")])

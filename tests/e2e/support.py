@@ -66,6 +66,16 @@ class World:
         output, _ = process.communicate(timeout=60)
         return process.returncode, output
 
+    def run_without(self, closed: str, **extra: str) -> tuple[int, str]:
+        """Run plain.py without these of its file descriptors; its exit status and what it could print."""
+        closing = (
+            f"import os, sys; [os.close(number) for number in ({closed},)]; os.execvp(*eval(sys.argv[1]))"
+        )
+        command = ["opentelemetry-instrument", "python", "plain.py"]
+        process = self.spawn(sys.executable, "-c", closing, repr((command[0], command)), **extra)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
     def stored(self) -> list[tuple[str, str, str]]:
         """Name, entity id and service of each stored event, in order of stream and sequence."""
         with psycopg.connect(self.store) as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -177,6 +178,21 @@ def test_a_wrong_setting_stops_the_start(world: World, variable: str, value: str
     assert "s3cret" not in line
 
 
+@pytest.mark.parametrize("closed", ["1", "2", "1, 2"])
+def test_closed_output_does_not_switch_auditing_off(world: World, closed: str) -> None:
+    """A daemon that was started without standard output or standard error is audited like any other."""
+    status, _ = world.run_without(closed)
+    assert status == 0
+    assert world.stored() == EXPECTED
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "1, 2"])
+def test_closed_output_does_not_let_a_wrong_setting_pass(world: World, closed: str) -> None:
+    """Where the line cannot be written, the program still does not run unaudited."""
+    status, output = world.run_without(closed, OTEL_ACTIVITY_EXPORTERS="postgress")
+    assert (status, "program runs" in output) == (2, False)
+
+
 def test_startup_warn_runs_unaudited_and_says_so(world: World) -> None:
     """The user may choose availability over auditing, but not silently."""
     status, output = world.run(OTEL_ACTIVITY_EXPORTERS="postgress", OTEL_ACTIVITY_STARTUP="warn")
@@ -206,6 +222,23 @@ def test_startup_require_ends_without_a_store(world: World) -> None:
     assert "OTEL_ACTIVITY_STARTUP=require" in output
     assert "s3cret" not in output
     assert "program runs" not in output
+
+
+def test_an_interruption_while_waiting_for_the_store_is_no_crash(world: World) -> None:
+    """Ctrl-C ends a start that waits, as it ends any program: by the signal, and without a dump."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        process = world.start(
+            *("python", "plain.py"),
+            OTEL_ACTIVITY_STARTUP="require",
+            OTEL_ACTIVITY_POSTGRES_DSN=f"postgresql://audit@127.0.0.1:{port}/none",
+        )
+        silent.settimeout(30)
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output) == (-signal.SIGINT, "")
 
 
 def test_startup_require_starts_with_a_store(world: World) -> None:

@@ -160,6 +160,23 @@ def test_instrument_twice_is_once_and_uninstrument_restores(engine: Engine, post
     assert items(postgres_dsn) == ["audited", "audited"]
 
 
+def test_settings_that_come_too_late_are_said(
+    engine: Engine, postgres_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second call cannot add a redaction: an error line names the setting, a wrong one raises as ever."""
+    schema.apply(postgres_dsn)
+    assert otel_activity.instrument(postgres_dsn=postgres_dsn, redact=["item"])
+    assert otel_activity.instrument()
+    assert otel_activity.instrument(postgres_dsn=postgres_dsn, redact=["item"], delivery=None)
+    assert caplog.text == ""
+    assert otel_activity.instrument(redact={"item", "price"})
+    assert "instrument(redact=...) changes nothing" in caplog.text
+    assert "set OTEL_ACTIVITY_REDACT before" in caplog.text
+    assert "price" not in caplog.text
+    with pytest.raises(ConfigurationError, match="did you mean 'redact'"):
+        otel_activity.instrument(redat=["item"])
+
+
 def test_the_instrumentor_is_an_opentelemetry_instrumentor(engine: Engine, postgres_dsn: str) -> None:
     """`ActivityInstrumentor` starts and ends the same audit trail, with settings as arguments."""
     schema.apply(postgres_dsn)
