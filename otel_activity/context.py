@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import uuid_utils
 
 from otel_activity import semconv
-from otel_activity.actors import Actor, Finding, candidates, default_actor, nobody, serving, settle
+from otel_activity.actors import (
+    UNKNOWN_ACTOR,
+    Actor,
+    Finding,
+    candidates,
+    default_actor,
+    nobody,
+    serving,
+    settle,
+)
 from otel_activity.blocks import Block, around_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
+    from uuid import UUID
 
     from opentelemetry.context import Context
 
@@ -40,7 +50,7 @@ class RequestContext:
     late actor counts, and a session that outlives its request does not carry the actor into the next.
     """
 
-    __slots__ = ("actor", "attributes", "fallback", "parent", "previous")
+    __slots__ = ("_actor", "attributes", "fallback", "parent", "previous")
 
     boundary: ClassVar = False
     """Whether this is a request or a job of its own: another one that begins inside inherits nothing."""
@@ -53,13 +63,22 @@ class RequestContext:
     ) -> None:
         if self.boundary:
             serving()
-        self.actor = actor
+        self._actor = actor
         self.fallback: Actor | None = None
         """Who acts if nobody is named and nothing else knows."""
         self.attributes = attributes
         self.parent = parent
         self.previous = parent
         """What is put back at the end: the parent, unless that ended first."""
+
+    @property
+    def actor(self) -> Actor | None:
+        """Who is named here; an id may be set as well."""
+        return self._actor
+
+    @actor.setter
+    def actor(self, named: Actor | str | int | UUID | None) -> None:
+        self._actor = Actor.of(named)
 
     def snapshot(self, otel: Context | None = None, memo: dict[Any, Any] | None = None) -> dict[str, Any]:
         """The event attributes as of now: the innermost actor, and every attribute, inner ones winning.
@@ -85,7 +104,7 @@ class RequestContext:
             fallback = fallback or link.fallback
             link = link.parent
         if who is None and otel and not asked:
-            who = settle(candidates(otel))
+            who = _ambient(otel)
         merged: dict[str, Any] = {}
         for attributes in reversed(said):
             merged.update(attributes)
@@ -101,7 +120,7 @@ class RequestContext:
 
     def find_actor(self, otel: Context | None, memo: dict[Any, Any] | None) -> Finding | None:
         """The actor as far as this context knows, or None; see `snapshot`. Must not raise."""
-        return None if self.actor is None else self.actor.finding()
+        return None if self._actor is None else self._actor.finding()
 
 
 def circumstances(
@@ -110,8 +129,16 @@ def circumstances(
     """What an event says about a change that was made in these two contexts; None for nothing at all."""
     if context is not None:
         return context.snapshot(otel, memo)
-    found = settle(candidates(otel)) if otel else None
+    found = _ambient(otel) if otel else None
     return None if found is None else found.attributes
+
+
+def _ambient(otel: Context) -> Finding | None:
+    """The actor as OpenTelemetry's context knows; whatever is wrong there costs no event."""
+    try:
+        return settle(candidates(otel))
+    except Exception as error:  # noqa: BLE001 - a span of the application's own making
+        return Finding({**UNKNOWN_ACTOR, semconv.ACTOR_ERROR_TYPE: type(error).__qualname__})
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("otel_activity_context", default=None)
@@ -158,7 +185,8 @@ class activity_context(Block[RequestContext]):
     and generators of both kinds; a generator's steps are inside, what its caller does between them is not.
 
     Args:
-        actor: an `Actor`, or the id of a user.
+        actor: an `Actor`, or the id of a user: a text, a number or a UUID. What cannot be an id makes the
+            actor unknown.
         tenant: tenant id (``activity.tenant.id``).
         project: project id (``activity.project.id``).
         reason: why it is done, for the auditor (``activity.reason``).
@@ -175,7 +203,7 @@ class activity_context(Block[RequestContext]):
     def __init__(
         self,
         *,
-        actor: Actor | str | None = None,
+        actor: Actor | str | int | UUID | None = None,
         tenant: str | None = None,
         project: str | None = None,
         reason: str | None = None,
@@ -187,7 +215,7 @@ class activity_context(Block[RequestContext]):
             semconv.REASON: reason,
             semconv.JOB_NAME: job,
         }
-        self._actor = Actor(id=actor) if isinstance(actor, str) else actor
+        self._actor = Actor.of(actor)
         self._attributes = {name: str(value) for name, value in named.items() if value is not None}
         self._entered: list[RequestContext] = []
 

@@ -122,6 +122,26 @@ def test_a_named_user_does_not_inherit_another_ones_name(recorder: Recorder) -> 
     assert same[semconv.USER_NAME] == "Ada"
 
 
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (7, ("user", "7")),
+        ("", ("unknown", None)),
+        ("u" * 257, ("unknown", None)),
+        (object(), ("unknown", None)),
+    ],
+)
+def test_a_named_user_is_an_id_or_unknown(
+    recorder: Recorder, key: Any, expected: tuple[str, str | None]
+) -> None:
+    """What names nobody for certain does not leave the action to the user of the context."""
+    with activity_context(actor=Actor(id="u-1", name="Ada")):
+        log_user_action("login", user_id=key)
+    found = only(recorder)
+    assert (found[semconv.ACTOR_TYPE], found.get(semconv.USER_ID)) == expected
+    assert semconv.USER_NAME not in found
+
+
 def test_secrets_are_removed(recorder: Recorder) -> None:
     """By name of the attribute, and by key at any depth of details and attributes."""
     log_user_action(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import uuid
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -45,6 +46,50 @@ def test_an_actor_may_come_late() -> None:
         context.actor = Actor(id="u-2", name="Ada", roles=("admin",), on_behalf_of="u-3")
         assert snapshot()[semconv.USER_ID] == "u-2"
         assert snapshot()[semconv.ACTOR_ON_BEHALF_OF] == "u-3"
+
+
+@pytest.mark.parametrize("key", [42, uuid.UUID(int=42), "u-42"])
+def test_ids_are_texts(key: Any) -> None:
+    """Of a user's row it is a number or a UUID, more often than not."""
+    with activity_context(actor=key) as context:
+        assert snapshot()[semconv.USER_ID] == str(key)
+        context.actor = Actor(id=key, on_behalf_of=key)
+        assert snapshot()[semconv.ACTOR_ON_BEHALF_OF] == str(key)
+        context.actor = key
+        assert snapshot() == {semconv.ACTOR_TYPE: "user", semconv.USER_ID: str(key)}
+
+
+@pytest.mark.parametrize(
+    ("key", "error"),
+    [
+        ("", "ValueError"),
+        (" ", "ValueError"),
+        ("admin\x7f", "ValueError"),
+        ("admin\u202e", "ValueError"),
+        ("\ud800", "ValueError"),
+        ("u" * 257, "ValueError"),
+        (1 << 600, "TypeError"),
+        (b"u-1", "TypeError"),
+        (True, "TypeError"),
+        (object(), "TypeError"),
+    ],
+)
+def test_what_cannot_be_an_id_is_nobodys(key: Any, error: str) -> None:
+    """Cut or cleaned it might be somebody else's; nothing is raised, and the rest of the event is there."""
+    expected = {semconv.ACTOR_TYPE: "unknown", semconv.ACTOR_ERROR_TYPE: error, semconv.REASON: "why"}
+    with activity_context(actor=key, reason="why"):
+        assert snapshot() == expected
+    with activity_context(reason="why") as context:
+        context.actor = key
+        assert snapshot() == expected
+        context.actor = Actor(id="u-1", on_behalf_of=key)
+        assert snapshot() == expected
+
+
+def test_one_role_is_one_role() -> None:
+    """A text is a sequence, too."""
+    with activity_context(actor=Actor(id="u-1", roles="admin")):  # type: ignore[arg-type]  # on purpose
+        assert snapshot()[semconv.USER_ROLES] == ["admin"]
 
 
 def test_a_context_ends_with_an_exception() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from otel_activity.actors.actor import UNKNOWN_ACTOR, Actor, Finding, settle
 from otel_activity.actors.ambient import brought, candidates, configure, is_asked
 from otel_activity.actors.default import default_actor, has_served, nobody, serving, use_default_actor
-from otel_activity.actors.text import ID_LENGTH, clean, is_id
+from otel_activity.actors.text import ID_LENGTH, as_id, clean, is_id, wrong_with
 
 __all__ = [
     "ID_LENGTH",
     "UNKNOWN_ACTOR",
     "Actor",
     "Finding",
+    "as_id",
     "brought",
     "candidates",
     "clean",
@@ -24,4 +25,5 @@ __all__ = [
     "serving",
     "settle",
     "use_default_actor",
+    "wrong_with",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from otel_activity import semconv
+from otel_activity.actors.text import as_id, clean, wrong_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,9 @@ class Actor:
     """Who did it.
 
     Attributes:
-        id: stable identifier (``user.id``); None for actors of type ``anonymous`` or ``unknown``.
+        id: stable identifier (``user.id``), at most 256 characters; None for actors of type ``anonymous`` or
+            ``unknown``. A number or a UUID becomes text. Anything else, a blank or a control character in it
+            makes the actor unknown: no id is stored that may be another one's.
         name: name for people (``user.name``).
         type: one of ``user``, ``service``, ``system``, ``anonymous``, ``unknown``.
         roles: roles at the time (``user.roles``).
@@ -40,9 +43,22 @@ class Actor:
     def __post_init__(self) -> None:
         if self.type not in ACTOR_TYPES:
             raise ValueError(f"actor type {self.type!r} is unknown; use one of {', '.join(ACTOR_TYPES)}")
+        for name in ("id", "on_behalf_of", "tenant"):
+            object.__setattr__(self, name, as_id(getattr(self, name)))
+        roles: Any = self.roles  # one role as a text is a sequence of letters, too
+        if isinstance(roles, str):
+            object.__setattr__(self, "roles", (roles,))
+
+    @classmethod
+    def of(cls, named: Any) -> Actor | None:
+        """The actor that is meant by an actor, an id or None."""
+        return named if named is None or isinstance(named, Actor) else cls(id=named)
 
     def attributes(self) -> dict[str, Any]:
         """The actor as event attributes; what is not known is left out, and so is the tenant."""
+        for key in (self.id, self.on_behalf_of):
+            if key is not None and (wrong := wrong_with(key)) is not None:
+                return {semconv.ACTOR_TYPE: "unknown", semconv.ACTOR_ERROR_TYPE: wrong}
         found: dict[str, Any] = {semconv.ACTOR_TYPE: self.type}
         if self.id is not None:
             found[semconv.USER_ID] = self.id
@@ -56,7 +72,7 @@ class Actor:
 
     def finding(self) -> Finding:
         """The actor as what one context has found out."""
-        return Finding(self.attributes(), self.tenant)
+        return Finding(self.attributes(), _usable(self.tenant))
 
 
 class Finding(NamedTuple):
@@ -84,7 +100,7 @@ def settle(candidates: Sequence[tuple[str, Actor]]) -> Finding | None:
     if not named:
         return candidates[0][1].finding() if candidates else None
     tenants = {actor.tenant for _, actor in named if actor.tenant is not None}
-    tenant = tenants.pop() if len(tenants) == 1 else None
+    tenant = _usable(tenants.pop()) if len(tenants) == 1 else None
     _, chosen = next(((s, a) for s, a in named if a.on_behalf_of is not None), named[0])
     if all(_agrees(chosen, actor) for _, actor in named):
         return Finding(chosen.attributes(), tenant)
@@ -102,7 +118,11 @@ def _agrees(chosen: Actor, other: Actor) -> bool:
 
 
 def _candidate(source: str, actor: Actor) -> dict[str, Any]:
-    found = {"source": source, "id": actor.id}
+    found = {"source": source, "id": clean(actor.id)}
     if actor.on_behalf_of is not None:
-        found["on_behalf_of"] = actor.on_behalf_of
+        found["on_behalf_of"] = clean(actor.on_behalf_of)
     return found
+
+
+def _usable(tenant: str | None) -> str | None:
+    return None if tenant is None or wrong_with(tenant) else tenant

@@ -71,9 +71,9 @@ def candidates(
                 found += _of_span(span, doubted)
     if otel and "baggage" in _asked:
         for name in _IDS:
-            key = clean(baggage.get_baggage(name, otel))
-            if key:
-                found.append((f"baggage:{name}", Actor(id=key)))
+            value = baggage.get_baggage(name, otel)
+            if is_id(value):
+                found.append((f"baggage:{name}", Actor(id=str(value))))
     return found
 
 
@@ -88,9 +88,8 @@ def _of_span(span: trace.Span, doubted: Collection[tuple[str, str]]) -> list[tup
     for name in _IDS:
         value = attributes.get(name)
         if is_id(value) and (name, str(value)) not in doubted:
-            key = clean(str(value))
             user_name = clean(attributes.get(semconv.USER_NAME)) or None
-            found.append((f"span:{name}", Actor(id=key, name=user_name, roles=_roles(attributes))))
+            found.append((f"span:{name}", Actor(id=value, name=user_name, roles=_roles(attributes))))
     return found
 
 

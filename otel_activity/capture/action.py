@@ -14,7 +14,7 @@ from opentelemetry import trace
 from sqlalchemy.engine import Connection
 
 from otel_activity import semconv
-from otel_activity.actors import nobody
+from otel_activity.actors import Actor, nobody
 from otel_activity.capture.guard import internal_error
 from otel_activity.codec import encode
 from otel_activity.context import current_context
@@ -255,7 +255,7 @@ class ActionRecorder:
 def _actor(performed: Performed) -> Mapping[str, Any] | None:
     if performed.actor is not None or performed.user_id is None:
         return performed.actor
-    return {semconv.ACTOR_TYPE: "user", semconv.USER_ID: _text(performed.user_id, _NAME_LENGTH)}
+    return Actor(id=performed.user_id).attributes()
 
 
 _warned = -math.inf

@@ -15,7 +15,16 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from otel_activity import semconv
-from otel_activity.actors import ID_LENGTH, Actor, Finding, clean, default_actor, has_served, nobody
+from otel_activity.actors import (
+    ID_LENGTH,
+    Actor,
+    Finding,
+    clean,
+    default_actor,
+    has_served,
+    nobody,
+    wrong_with,
+)
 from otel_activity.context import RequestContext, bind, circumstances, current_context, stands_alone
 from otel_activity.frameworks.hook import Hooks, SignalHook
 from otel_activity.frameworks.web import warn
@@ -126,17 +135,17 @@ def _actor(carried: _Actor) -> Actor:
     """The actor, cleaned as what a web client sends is.
 
     Raises:
-        ValueError: the type is none, or an id is empty.
+        ValueError: the type is none, or an id cannot be one.
     """
     found = Actor(
-        id=None if carried.id is None else clean(carried.id),
+        id=carried.id,
         name=None if carried.name is None else clean(carried.name),
         type=carried.type,
         roles=tuple(clean(role) for role in carried.roles[:_ROLES]),
-        on_behalf_of=None if carried.on_behalf_of is None else clean(carried.on_behalf_of),
+        on_behalf_of=carried.on_behalf_of,
     )
-    if "" in (found.id, found.on_behalf_of):
-        raise ValueError("an id is empty")
+    if any(key is not None and wrong_with(key) for key in (found.id, found.on_behalf_of)):
+        raise ValueError("an id is empty, too long or not printable")
     return found
 
 
@@ -186,11 +195,17 @@ def _is_unsaid(context: RequestContext | None, said: Mapping[str, Any]) -> bool:
 def _actor_said(said: Mapping[str, Any]) -> _Actor:
     return _Actor(
         type=said[semconv.ACTOR_TYPE],
-        id=_text(said, semconv.USER_ID),
+        id=_key(said, semconv.USER_ID),
         name=_text(said, semconv.USER_NAME),
         roles=[clean(role) for role in said.get(semconv.USER_ROLES, ())[:_ROLES]],
-        on_behalf_of=_text(said, semconv.ACTOR_ON_BEHALF_OF),
+        on_behalf_of=_key(said, semconv.ACTOR_ON_BEHALF_OF),
     )
+
+
+def _key(said: Mapping[str, Any], name: str) -> str | None:
+    """An id as it is; not what stands for one that looked like a secret."""
+    key = said.get(name)
+    return key if isinstance(key, str) else None
 
 
 def _text(said: Mapping[str, Any], name: str, length: int = ID_LENGTH) -> str | None:

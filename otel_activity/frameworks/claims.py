@@ -8,7 +8,7 @@ from typing import Any, Final
 import sqlalchemy
 from sqlalchemy.orm import InstanceState
 
-from otel_activity.actors import Actor, clean, is_id
+from otel_activity.actors import Actor, as_id, clean, is_id
 
 __all__ = ["actor_of", "claims_in", "mapping_of", "names_an_actor", "roles_of"]
 
@@ -64,7 +64,7 @@ def actor_of(claims: Mapping[str, Any]) -> Actor:
     Raises:
         TypeError: the claims name nobody.
     """
-    tenant = next((clean(str(claims[name])) for name in _TENANTS if is_id(claims.get(name))), None)
+    tenant = _first(claims, _TENANTS)
     if names_an_actor(claims):
         if not isinstance(claims["act"], Mapping):
             raise TypeError("the claim `act` of a token is no object")
@@ -87,7 +87,7 @@ def _party(claims: Mapping[str, Any]) -> Actor:
 
 
 def _first(claims: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((clean(str(claims[name])) for name in names if is_id(claims.get(name))), None)
+    return next((as_id(claims[name]) for name in names if is_id(claims.get(name))), None)
 
 
 def _roles(claims: Mapping[str, Any]) -> Any:

@@ -88,8 +88,9 @@ def _identify(user: Any, read: Callable[[Any], Any] | None) -> Actor | None:
 
 def _name_entity(performed: Performed, user: Any, actor: Actor | None) -> None:
     """The user is what is logged in or out: its history shows it."""
-    if actor is not None and actor.id is not None:
-        performed.entity_type, performed.entity_id = type(user).__name__, actor.id
+    key = None if actor is None else actor.attributes().get(semconv.USER_ID)
+    if key is not None:
+        performed.entity_type, performed.entity_id = type(user).__name__, key
 
 
 def _unreadable(error: BaseException) -> dict[str, Any]:

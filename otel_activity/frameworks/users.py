@@ -30,7 +30,7 @@ def identify(user: Any) -> Actor | None:
     if user is None or isinstance(user, Actor):
         return user
     if is_id(user):
-        return Actor(id=clean(str(user)))
+        return Actor.of(user)
     if isinstance(user, Mapping) and claims.names_an_actor(user):
         return claims.actor_of(user)  # its `sub` is who is impersonated
     state: Any = sqlalchemy.inspect(user, raiseerr=False)
@@ -44,7 +44,7 @@ def identify(user: Any) -> Actor | None:
         key = get_id()
     if not is_id(key):
         raise TypeError(f"a user of type {type(user).__name__} has no id")
-    return Actor(id=clean(str(key)), name=_name(read), roles=claims.roles_of(read("roles")))
+    return Actor(id=key, name=_name(read), roles=claims.roles_of(read("roles")))
 
 
 def _mapped(state: Any) -> Actor:
@@ -52,7 +52,7 @@ def _mapped(state: Any) -> Actor:
     key: tuple[Any, ...] = state.identity or ()
     if len(key) != 1 or not is_id(key[0]):
         raise TypeError(f"a user of type {state.class_.__name__} has no simple primary key")
-    return Actor(id=clean(str(key[0])), name=_name(state.dict.get))
+    return Actor(id=key[0], name=_name(state.dict.get))
 
 
 def _attribute(user: Any, name: str) -> Any:

@@ -120,7 +120,7 @@ def test_nothing_is_read_from_a_token_itself(scope: dict[str, Any]) -> None:
             {"sub": "u-7", "act": {"sub": "gateway", "client_id": "gateway", "act": {"sub": "earlier"}}},
             Actor(id="gateway", type="service", on_behalf_of="u-7"),
         ),
-        ({"sub": "u\x00-1" + "x" * 1000}, Actor(id="u -1" + "x" * 252)),
+        ({"sub": 7, "name": "A\x00da" + "x" * 1000, "tid": 8}, Actor("7", "A da" + "x" * 252, tenant="8")),
     ],
 )
 def test_who_a_token_names(claims: dict[str, Any], actor: Actor) -> None:
@@ -241,6 +241,22 @@ def test_attributes_of_the_span() -> None:
     ]
     assert who(snapshot(otel=in_span(http_route="/"))) == ("unknown", None, None)
     assert who(snapshot(otel=trace.set_span_in_context(trace.INVALID_SPAN))) == ("unknown", None, None)
+
+
+def test_a_span_that_cannot_be_read_costs_only_the_actor() -> None:
+    """Outside of requests, too: the event is there, and says why it names nobody."""
+
+    class Broken(trace.NonRecordingSpan):
+        @property
+        def attributes(self) -> Any:
+            raise LookupError
+
+    engine = memory()
+    with recorded_events() as recorder, trace.use_span(Broken(trace.INVALID_SPAN_CONTEXT)):
+        save(engine)
+    engine.dispose()
+    (event,) = recorder.events
+    assert event.attributes[semconv.ACTOR_ERROR_TYPE] == "LookupError"
 
 
 def test_the_servers_span_counts_inside_another_span() -> None:

@@ -366,7 +366,7 @@ class LoginUser(User):
         (User(username="ada"), Actor(id="ada", name="ada")),
         (LoginUser(), Actor(id="login-1")),
         (User(is_authenticated=False, id=None), Actor(type="anonymous")),
-        (User(id="a\x00b" + "x" * 1000), Actor(id="a b" + "x" * 253)),
+        (User(id=" a", name="A\x00da" + "x" * 1000), Actor(id=" a", name="A da" + "x" * 252)),
     ],
 )
 def test_user_objects(user: Any, expected: Actor | None) -> None:
