@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_activity import semconv
-from otel_activity.cli.render import Column, fit, layout, printable, shown_time, table_line
+from otel_activity.cli.render import Column, display_width, fit, layout, printable, shown_time, table_line
 from otel_activity.codec import display
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "entity_text",
     "event_json",
     "field_lines",
+    "heading_lines",
     "origin_text",
     "type_hint",
 ]
@@ -104,6 +106,21 @@ def origin_text(event: Event) -> str:
     return " ".join(filter(None, parts))
 
 
+def heading_lines(event: Event, moment: str, width: int | None) -> list[str]:
+    """When, what, who, and where; on a terminal too narrow for it where is on lines of its own, never cut."""
+    said = f"{moment}  {action_text(event)} by {actor_text(event)}"
+    request = _text(event, semconv.REQUEST_ID)
+    where = ", ".join(filter(None, (origin_text(event), f"request {request}" if request else "")))
+    whole = f"{said}, {where}" if where else said
+    if width is None or display_width(whole) <= width:
+        return [whole]
+    inside = max(width - len(INDENT), 20)
+    return [
+        fit(said, width),
+        *(INDENT + line for line in textwrap.wrap(where, inside, break_on_hyphens=False)),
+    ]
+
+
 def _fields(event: Event) -> Iterator[tuple[str, str]]:
     """Field and what happened to it; first what no reader may miss when the line is cut."""
     if event.attributes.get(semconv.COMMIT) == "unknown":
@@ -139,15 +156,19 @@ def _request_fields(event: Event) -> Iterator[tuple[str, str]]:
 def _change_text(name: str, sides: Any) -> str:
     """``before -> after``; an insert has no before and a delete no after worth an arrow."""
     if not isinstance(sides, dict):
-        return printable(display(sides))
-    before, after = (
-        printable(display(sides[side])) if side in sides else None for side in ("before", "after")
-    )
+        return _shown(sides)
+    before, after = (_shown(sides[side]) if side in sides else None for side in ("before", "after"))
     if name == semconv.ENTITY_CREATED and before is None:
         return after or NOT_KNOWN
     if name == semconv.ENTITY_DELETED and after is None:
         return before or NOT_KNOWN
     return f"{NOT_KNOWN if before is None else before}{ARROW}{NOT_KNOWN if after is None else after}"
+
+
+def _shown(value: Any) -> str:
+    """The value; in quotes where one could not see where it begins and ends, or that it is there at all."""
+    text = printable(display(value))
+    return text if text and text == text.strip() else f'"{text}"'
 
 
 def type_hint(store: ActivityStore, wanted: str | None) -> str:
@@ -219,13 +240,19 @@ class EventTable:
         return [time, actor_text(event), action_text(event), entity_text(event)]
 
     def _layout(self, rows: list[list[str]]) -> list[int]:
-        if self._width is None or self._stacked:
+        if self._width is None:  # one long name must not push every line's rest out of sight
+            sizes = layout(self._columns, rows, None)
+            return [min(size, column.most or size) for size, column in zip(sizes, self._columns, strict=True)]
+        if self._stacked:
             return layout(self._columns, rows, self._width)
         return layout(self._columns, rows, self._width - LEAST_CHANGES)
 
     def _lines(self, cells: list[str], changes: str) -> list[str]:
         if self._width is None:
-            padded = [cell.ljust(size) for cell, size in zip(cells, self._widths, strict=True)]
+            padded = [
+                cell + " " * (size - display_width(cell))
+                for cell, size in zip(cells, self._widths, strict=True)
+            ]
             return ["  ".join([*padded, changes]).rstrip()]
         line = table_line(cells, self._widths, pad_last=not self._stacked)
         if self._stacked:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from otel_activity import semconv
-from otel_activity.cli.eventview import (
-    action_text,
-    actor_text,
-    event_json,
-    field_lines,
-    origin_text,
-    type_hint,
-)
+from otel_activity.cli.eventview import event_json, field_lines, heading_lines, type_hint
 from otel_activity.cli.options import (
     SINCE_HELP,
     WHEN,
@@ -23,10 +17,11 @@ from otel_activity.cli.options import (
     require_dsn,
     store_options,
 )
-from otel_activity.cli.render import fit, json_line, note, output_width, printable, say, shown_time
+from otel_activity.cli.render import json_line, note, output_width, printable, say, shown_time
 from otel_activity.store import ActivityStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from otel_activity.store import StoredEvent
@@ -65,16 +60,11 @@ def history(
     ENTITY_TYPE is the name of the mapped class. A composite key is given as a JSON array: otel-activity
     history membership '[4,7]'. Times are UTC unless --local is given.
     """
+    narrowed: dict[str, Any] = {"since": since, "until": until, "service": service, "table": table}
     with ActivityStore(require_dsn(dsn), schema=schema) as store:
-        events = store.history(
-            entity_type,
-            entity_id,
-            since=since,
-            until=until,
-            service=service,
-            table=table,
-            limit=limit + 1,
-        )
+        events: list[StoredEvent] = []
+        for key in _keys(entity_id):
+            events = events or store.history(entity_type, key, **narrowed, limit=limit + 1)
         hint = "" if events or as_json else type_hint(store, entity_type)
     older = len(events) > limit
     events = events[-limit:]
@@ -89,6 +79,16 @@ def history(
         note("There are older events: use --until, or a larger --limit.")
     _write_timeline(events, f"{printable(entity_type)} {printable(entity_id)}", local=local)
     _note_namesakes(events)
+
+
+def _keys(typed: str) -> Iterator[str]:
+    """The id as it was typed; then, if it is a JSON array, as a composite key is stored: without spaces."""
+    yield typed
+    try:
+        key = msgspec.json.decode(typed, type=list)
+    except msgspec.MsgspecError:
+        return
+    yield msgspec.json.encode(key).decode()
 
 
 def _note_namesakes(events: list[StoredEvent]) -> None:
@@ -109,9 +109,6 @@ def _write_timeline(events: list[StoredEvent], entity: str, *, local: bool) -> N
     say(f"{entity}: {len(events)} {many}, oldest first, times {'local' if local else 'in UTC'}")
     for event in events:
         moment = shown_time(event.time, local=local, milliseconds=True)
-        origin = origin_text(event)
-        line = f"{moment}  {action_text(event)} by {actor_text(event)}{', ' if origin else ''}{origin}"
         say("")
-        say(line if width is None else fit(line, width))
-        for field in field_lines(event, width):
-            say(field)
+        for line in (*heading_lines(event, moment, width), *field_lines(event, width)):
+            say(line)

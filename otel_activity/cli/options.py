@@ -7,6 +7,7 @@ from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from otel_activity.errors import ConfigurationError
 from otel_activity.settings import FIELDS
@@ -23,6 +24,7 @@ __all__ = [
     "filter_options",
     "json_option",
     "local_option",
+    "outbox_option",
     "parse_when",
     "require_dsn",
     "store_options",
@@ -121,13 +123,20 @@ DURATION: Final = _Duration()
 
 def _checked(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Hold an option against the same rule as the setting of that name."""
-    setting = _SETTINGS[f"postgres_{param.name}"]
+    setting = _SETTINGS["postgres_schema" if param.name == "schema" else "postgres_dsn"]
     if value is None:
         return None
+    if not value.strip() and ctx.get_parameter_source(param.name or "") is ParameterSource.ENVIRONMENT:
+        return str(param.get_default(ctx)) if param.name == "schema" else None  # not set, as for a service
     try:
         return str(setting.parse(value))
     except ValueError as error:
         raise click.BadParameter(f"{setting.shown(value)!r}: {error}", ctx, param) from None
+
+
+def outbox_option(text: str) -> Callable[[F], F]:
+    """Add ``--outbox``, the DSN of an application's database; the command gets ``outbox``."""
+    return click.option("--outbox", metavar="DSN", callback=_checked, help=text)
 
 
 def store_options(command: F) -> F:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from otel_activity.cli.app import EXIT_FAILED
-from otel_activity.cli.options import json_option, store_options
+from otel_activity.cli.options import json_option, outbox_option, store_options
 from otel_activity.cli.render import json_line, many, say
 
 if TYPE_CHECKING:
@@ -25,11 +25,7 @@ __all__ = ["relay"]
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="OTEL_ACTIVITY_JOURNAL_DIR of the host that left it, or a copy of it.",
 )
-@click.option(
-    "--outbox",
-    metavar="DSN",
-    help="The application's database, to deliver what strict delivery has left in its outbox.",
-)
+@outbox_option("The application's database, to deliver what strict delivery has left in its outbox.")
 @click.option(
     "--timeout",
     type=click.FloatRange(0, 86_400),

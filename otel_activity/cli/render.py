@@ -6,6 +6,7 @@ unescaped: control characters, bidirectional overrides and lone surrogates appea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -154,7 +155,8 @@ def shown_time(nanoseconds: int, *, local: bool = False, milliseconds: bool = Fa
     """A time for people, in UTC (which a heading says), or local with its offset."""
     moment = datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC)
     if local:
-        moment = moment.astimezone()
+        with contextlib.suppress(OverflowError, ValueError):  # the first and the last day of all stay in UTC
+            moment = moment.astimezone()
     fraction = f".{nanoseconds % 1_000_000_000 // 1_000_000:03d}" if milliseconds else ""
     return f"{moment:%Y-%m-%d %H:%M:%S}{fraction}{moment:%z}"[: None if local else -5]
 

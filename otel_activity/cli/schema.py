@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from otel_activity.cli.app import EXIT_FAILED
-from otel_activity.cli.options import json_option, require_dsn, store_options
+from otel_activity.cli.options import json_option, outbox_option, require_dsn, store_options
 from otel_activity.cli.render import json_line, say
 from otel_activity.postgres import schema as store_schema
 from otel_activity.postgres.outbox import apply_outbox
@@ -31,11 +31,7 @@ def schema() -> None:
     show_default=True,
     help="Months after this one to make partitions for.",
 )
-@click.option(
-    "--outbox",
-    metavar="DSN",
-    help="Make the outbox of strict delivery in the application's database instead, and nothing else.",
-)
+@outbox_option("Make the outbox of strict delivery in the application's database instead, and nothing else.")
 @json_option
 @store_options
 def apply(dsn: str | None, schema: str, months_ahead: int, outbox: str | None, as_json: bool) -> None:

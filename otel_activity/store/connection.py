@@ -77,12 +77,12 @@ def explained(error: psycopg.Error, address: StoreAddress) -> ExportError:
     if state in _MISSING:
         return StoreRefused(
             f"{address.shown} has no activity store in schema {address.schema!r}; "
-            f"run `otel-activity schema apply --dsn {address.shown} --schema {address.schema}`"
+            "run `otel-activity schema apply` with the same DSN and schema"
         )
     if state == "42703":
         return StoreRefused(
             f"the tables in schema {address.schema!r} are of another version ({_primary(error)}); "
-            f"run `otel-activity schema status --dsn {address.shown}`"
+            "run `otel-activity schema status` with the same DSN and schema"
         )
     if state == "42501":
         return StoreRefused(

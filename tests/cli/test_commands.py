@@ -219,6 +219,25 @@ def test_history_is_a_timeline(store_dsn: str) -> None:
     )
 
 
+def test_empty_text_is_not_unknown(store_dsn: str) -> None:
+    """A text that is empty, or ends in a space, is seen as what it is; only a missing value is not known."""
+    store(
+        store_dsn,
+        [
+            make_event(
+                name=semconv.ENTITY_CREATED,
+                activity__action="create",
+                activity__changes={"note": {"after": ""}, "other": {}},
+            ),
+            make_event(now() + 1000, activity__changes={"note": {"before": "", "after": "paid "}}),
+        ],
+    )
+    output = run("history", "task", "1", dsn=store_dsn).stdout
+    assert '    note   ""\n    other  (not known)\n' in output
+    assert '    note  "" -> "paid "\n' in output
+    assert 'note: "", other: (not known)' in run("search", dsn=store_dsn).stdout
+
+
 def test_history_of_a_composite_key(store_dsn: str) -> None:
     """Rows of a many-to-many table are reached by their composite key."""
     link = make_event(
@@ -228,9 +247,10 @@ def test_history_of_a_composite_key(store_dsn: str) -> None:
         activity__changes={"project_id": {"after": 1}, "user_id": {"after": 7}},
     )
     store(store_dsn, [link])
-    output = run("history", "project_members", "[1,7]", dsn=store_dsn).stdout
-    assert "project_members [1,7]: 1 event" in output
-    assert "user_id     7" in output
+    for typed in ("[1,7]", " [1, 7]"):
+        output = run("history", "project_members", typed, dsn=store_dsn).stdout
+        assert f"project_members {typed}: 1 event" in output
+        assert "user_id     7" in output
 
 
 def test_history_says_when_it_leaves_events_out(store_dsn: str) -> None:
@@ -256,6 +276,29 @@ def test_history_says_where_it_was_done(store_dsn: str) -> None:
     output = run("history", "task", "1", dsn=store_dsn).stdout
     assert "update by 7, PATCH /tasks/{id} from 10.0.0.7\n" in output
     assert "update by unknown, job nightly" in output
+
+
+def test_history_says_in_which_request_however_narrow_the_terminal(store_dsn: str) -> None:
+    """The id of the request finds its other events and its logs; where it was done is wrapped, not cut."""
+    event = make_event(
+        user__id="7",
+        http__request__method="PATCH",
+        http__route="/organisations/{organisation}/projects/{project}/tasks/{id}",
+        client__address="2001:db8:85a3:8d3:1319:8a2e:370:7348",
+        activity__request__id="01a22471-5a18-71ef-8570-5a154a347d4d",
+    )
+    store(store_dsn, [event])
+    where = (
+        "PATCH /organisations/{organisation}/projects/{project}/tasks/{id} from "
+        "2001:db8:85a3:8d3:1319:8a2e:370:7348, request 01a22471-5a18-71ef-8570-5a154a347d4d"
+    )
+    assert f"update by 7, {where}\n" in run("history", "task", "1", dsn=store_dsn).stdout
+    for columns in (60, 80):
+        lines = run("history", "task", "1", dsn=store_dsn, COLUMNS=str(columns)).stdout.splitlines()
+        assert lines[2].endswith("update by 7")
+        assert max(map(len, lines)) <= columns
+        assert "…" not in "".join(lines)
+        assert where.replace(" ", "") in "".join(lines).replace(" ", "")
 
 
 def test_history_of_namesakes_can_be_told_apart(store_dsn: str) -> None:
@@ -314,6 +357,37 @@ def test_tail_follows_late_events_over_a_restarted_connection_until_ctrl_c(store
     finally:
         process.kill()
     assert (process.returncode, rest, errors) == (130, "", "")
+
+
+@pytest.mark.parametrize("command", [["relay"], ["schema", "apply"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("dsn", "expected"),
+    [("postgresql+psycopg://u:s3cret@h/shop", "leave out '+psycopg'"), ("", "postgresql://"), ("h", "=")],
+)
+def test_a_wrong_address_of_an_outbox_is_wrong_usage(command: list[str], dsn: str, expected: str) -> None:
+    """It is held against the same rule as the store's; an empty one does not mean the store."""
+    result = run(*command, "--outbox", dsn, "--dsn", "postgresql://127.0.0.1:1/none")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: Invalid value for '--outbox'")
+    assert expected in result.stderr
+    assert "s3cret" not in result.output
+
+
+def test_blank_variables_are_as_if_they_were_not_set(store_dsn: str) -> None:
+    """An empty value in a deployment's file means the default, for a service and for the command line."""
+    blank = {"OTEL_ACTIVITY_POSTGRES_DSN": " ", "OTEL_ACTIVITY_POSTGRES_SCHEMA": " "}
+    assert run("search", "--count", "--dsn", store_dsn, **blank).stdout == "0\n"
+    result = run("search", **blank)
+    assert (result.exit_code, "no store is named" in result.stderr) == (2, True)
+
+
+def test_a_long_name_does_not_move_every_line_of_a_file(store_dsn: str) -> None:
+    """In a file one long id widens its own line alone."""
+    base = now()
+    store(store_dsn, [make_event(base), make_event(base + 1000, activity__entity__id="x" * 150)])
+    _, long, short = run("search", dsn=store_dsn).stdout.splitlines()
+    assert long.count("x") == 150
+    assert len(short) < 150
 
 
 # --- the process ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from otel_activity.cli.render import (
     json_line,
     layout,
     printable,
+    shown_time,
     table_line,
 )
 from tests.store.support import make_event
@@ -158,3 +159,19 @@ def test_a_request_says_which_one() -> None:
     shown = "\n".join(EventTable(None).lines([request, login]))
     assert "error: 403, request: DELETE /tickets/<int:number>, status: 403, client: 192.0.2.1" in shown
     assert shown.count("client: 192.0.2.1") == 2
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_the_first_and_the_last_day_can_be_shown_in_local_time(
+    zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event of an absurd time is shown in UTC where its local time is in a year that does not exist."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        for moment in (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)):
+            second = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
+            assert shown_time(second * 1_000_000_000, local=True)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
