@@ -10,7 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
-from sqlalchemy import ClauseElement, Column, LargeBinary, Table, TypeDecorator
+from sqlalchemy import JSON, ClauseElement, Column, LargeBinary, Table, TypeDecorator
 from sqlalchemy.orm.base import LoaderCallableStatus
 from sqlalchemy.types import TypeEngine
 
@@ -291,6 +291,8 @@ class TablePlan:
         """A JSON-like value, nested secrets removed; SQL expressions and loader symbols are not values."""
         if isinstance(value, LoaderCallableStatus) or is_expression(value):
             return MISSING
+        if value is JSON.NULL:  # a symbol of SQLAlchemy's, and a number to all others
+            return Encoded(None)
         return Encoded(encode(self.redactor.clean(value), self.limit))
 
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, delete, event, func, inspect, select, text
+from sqlalchemy import JSON, create_engine, delete, event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, SAWarning
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Mapper, Session, undefer
@@ -238,6 +238,24 @@ def test_json_changed_in_place(world: World) -> None:
         account.items.append("three")  # type: ignore[union-attr]
         session.commit()
         account.data["x"] = 3  # type: ignore[index]
+        session.commit()
+
+    world.run(work)
+    assert world.check() == 4
+
+
+def test_json_null(world: World) -> None:
+    """SQLAlchemy's symbol for JSON's null is null, before and after."""
+
+    def work(session: Session) -> None:
+        account = _account("a", extra=JSON.NULL)
+        session.add(account)
+        session.flush()
+        account.extra = {"k": "v"}
+        session.flush()
+        account.extra = JSON.NULL
+        session.flush()
+        session.delete(account)
         session.commit()
 
     world.run(work)
