@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import binascii
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from otel_activity.assignments import without_assigned, without_members, without_parameters
 from otel_activity.semconv import REDACTED_TAG, ContentRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from otel_activity.assignments import Named
 
 __all__ = ["Content"]
 
@@ -61,7 +65,13 @@ _PEM: Final = re.compile(
     re.DOTALL,
 )
 _KEY_IN_BYTES: Final = re.compile(rb"PRIVATE KEY(?: BLOCK)?-----")
-_JWT: Final = re.compile(r"(?<![A-Za-z0-9])(eyJ[\w-]{8,4096}+)\.[\w-]*+(?:\.[\w-]*+){0,3}", re.ASCII)
+_JWT: Final = re.compile(r"(?<![\w-])[\w-]{11,}+(?=\.)", re.ASCII)
+"""What may end with the header of a JWT."""
+_JWT_REST: Final = re.compile(r"\.[\w-]*+(?:\.[\w-]*+){0,3}", re.ASCII)
+_JWT_HEADER: Final = re.compile(r"(?<![A-Za-z0-9])eyJ")
+_LONGEST_HEADER: Final = 4_096
+_MOST_HEADERS: Final = 8
+"""Beginnings of a header in one run that are tried; a real one has one."""
 _TOKEN: Final = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"  # GitHub
@@ -77,24 +87,9 @@ _TOKEN: Final = re.compile(
     re.ASCII,
 )
 _AUTHORIZATION: Final = re.compile(r"\b(bearer|basic) +([\w.~+/-]{20,}=*)", re.ASCII | re.IGNORECASE)
-_USERINFO: Final = re.compile(
-    r"(?<![\w+.-])(?P<before>[A-Za-z][\w+.-]{0,30}://[^\s:/?#@\"'<>]*:)(?!\d{1,5}(?:[/?#]|$))"
-    r"(?P<secret>[^\s\"'<>]{1,1024})(?=@)"
-)
-_PARAMETER: Final = re.compile(
-    # Equals signs alone are no value.
-    r"(?P<before>[?&;#](?P<name>[\w%.~\[\]-]{1,64})=)(?P<secret>=*[^&;#\s\"'<>=][^&;#\s\"'<>]*)"
-)
-_ASSIGNMENT: Final = re.compile(
-    r"(?<![\w%?&;#.\[\]-])(?P<before>(?P<name>[A-Za-z_][\w.-]{0,63})\s{0,4}=(?!=)\s{0,4})"
-    r"(?P<secret>'(?:[^'\\]|\\.|'')*'?|\"(?:[^\"\\]|\\.)*\"?|[^\s\"']+)"
-)
-_MEMBER: Final = re.compile(
-    r"(?P<before>(?P<quote>\\{0,8}[\"'])(?P<name>[\w .$-]{1,64})(?P=quote)\s{0,8}:\s{0,8})"
-    r"(?P<secret>\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?"
-    r"|\\+[\"'].*?(?<!\\)(?:(?P=quote)|\Z)|[^\s,}\]\"'{\[\\]+)",
-    re.DOTALL,
-)
+_LOGIN: Final = re.compile(r"(?<![\w+.-])[A-Za-z][\w+.-]{0,30}://[^\s:/?#@\"'<>]*+:(?!\d{1,5}(?:[/?#]|$))")
+_END_OF_URL: Final = re.compile(r"[\s\"'<>]|\Z")
+_LONGEST_PASSWORD: Final = 1_024
 _NUMBER: Final = re.compile(r"(?<![A-Za-z0-9])(?<!\d\.)\d{3,}(?:[ -]\d{3,})*(?![A-Za-z0-9]|\.\d)")
 _ESCAPED: Final = re.compile(r"\\u[0-9a-f]{4}")
 _GROUP: Final = re.compile(r"\d+")
@@ -118,12 +113,12 @@ class Content:
     """Finds secrets by what they look like. Its methods do not raise. Safe to share between threads.
 
     Args:
-        named: for a name and a value that stand in a text (``name=value``): what is to stand in place of the
-            value, or None when the name is not secret.
+        named: for a name that stands in a text (``name=value``): what makes the text that is to stand in
+            place of its value, or None when the name is not secret.
         off: rules that do not apply.
     """
 
-    def __init__(self, named: Callable[[str, str], str | None], off: Iterable[str] = ()) -> None:
+    def __init__(self, named: Named, off: Iterable[str] = ()) -> None:
         off = frozenset(off)
         self._named = named
         self._any = not off.issuperset(ContentRule)
@@ -234,7 +229,7 @@ class Content:
         if self._key and "PRIVATE KEY" in found:
             found = _PEM.sub(_mark(ContentRule.KEY), found)
         if self._jwt and "eyJ" in found:
-            found = _JWT.sub(_jwt, found)
+            found = _without_jwts(found)
         long = len(found) >= _RUN
         if long and self._token:
             found = _TOKEN.sub(_mark(ContentRule.TOKEN), found)
@@ -242,33 +237,25 @@ class Content:
             found = _AUTHORIZATION.sub(_authorization, found)
         if self._url:
             if "://" in found and "@" in found:
-                found = _USERINFO.sub(rf"\g<before>{_mark(ContentRule.URL)}", found)
+                found = _without_logins(found)
             if "=" in found:
-                found = _PARAMETER.sub(self._replace_parameter, found)
+                found = without_parameters(found, self._parameter)
         if self._assignment:
             if "=" in found:
-                found = _ASSIGNMENT.sub(self._replace, found)
+                found = without_assigned(found, self._named)
             if '"' in found or "'" in found:
-                found = _MEMBER.sub(self._replace, found)
+                found = without_members(found, self._named)
         if self._card and len(found) >= _DIGITS:
             found = _NUMBER.sub(_cards, found)
         return text if found == text else found
 
-    def _replace_parameter(self, match: re.Match[str]) -> str:
-        if match["name"].lower() in _SIGNATURES:
-            return f"{match['before']}{_mark(ContentRule.URL)}"
-        return self._replace(match)
+    def _parameter(self, name: str) -> Callable[[str], str] | None:
+        """As `named`, for a parameter of a URL."""
+        return _signature if name.lower() in _SIGNATURES else self._named(name)
 
-    def _replace(self, match: re.Match[str]) -> str:
-        """``name=value`` without the value, if the name says so."""
-        secret = match["secret"]
-        if secret.startswith(_MARKS):
-            return match[0]
-        bare = secret.lstrip("\\")
-        quote = secret[: len(secret) - len(bare) + 1] if bare[:1] in ('"', "'") else ""
-        plain = secret.strip("\\\"'")
-        shown = self._named(match["name"], plain) if plain else None
-        return match[0] if shown is None else f"{match['before']}{quote}{shown}{quote}"
+
+def _signature(value: str) -> str:
+    return _mark(ContentRule.URL)
 
 
 _UNREADABLE: Final = frozenset(
@@ -276,7 +263,6 @@ _UNREADABLE: Final = frozenset(
     | {"$ip", "$ipinterface", "$ipnetwork", "$float"}
 )
 """Tags of values that cannot hold a secret."""
-_MARKS: Final = ("[redacted", "hmac-sha256:")
 
 
 def _may_be_token(raw: bytes, runs: bytes) -> bool:
@@ -346,15 +332,48 @@ def _mark(rule: ContentRule) -> str:
 _WHOLE: Final = frozenset(map(_mark, ContentRule))
 
 
-def _jwt(match: re.Match[str]) -> str:
-    """Three parts are a JWT only if the first is the header of one."""
-    header = match[1]
+def _without_jwts(text: str) -> str:
+    kept: list[str] = []
+    done = position = 0
+    while found := _JWT.search(text, position):
+        position = found.end()
+        start = _start_of_header(text, found.start(), position)
+        if start is not None and (rest := _JWT_REST.match(text, position)):
+            kept += (text[done:start], _mark(ContentRule.JWT))
+            done = position = rest.end()
+    return "".join((*kept, text[done:])) if kept else text
+
+
+def _start_of_header(text: str, start: int, end: int) -> int | None:
+    """Three parts are a JWT only if the first is the header of one, or ends with it."""
+    begins = _JWT_HEADER.finditer(text, max(start, end - _LONGEST_HEADER), end)
+    for found in islice(begins, _MOST_HEADERS):
+        if _is_header(text[found.start() : end]):
+            return found.start()
+    return None
+
+
+def _is_header(text: str) -> bool:
     try:
-        decoded = msgspec.json.decode(binascii.a2b_base64(_standard(header)))
+        decoded = msgspec.json.decode(binascii.a2b_base64(_standard(text)))
     except (ValueError, msgspec.DecodeError):
-        return match[0]
-    is_header = isinstance(decoded, dict) and not decoded.keys().isdisjoint(("alg", "enc", "typ"))
-    return _mark(ContentRule.JWT) if is_header else match[0]
+        return False
+    return isinstance(decoded, dict) and not decoded.keys().isdisjoint(("alg", "enc", "typ"))
+
+
+def _without_logins(text: str) -> str:
+    """A text without the passwords of URLs: each ends at the last @ of the word, if it has one."""
+    kept: list[str] = []
+    done = position = end = 0
+    while found := _LOGIN.search(text, position):
+        start = position = found.end()
+        if start > end:
+            end = _END_OF_URL.search(text, start).start()  # type: ignore[union-attr]  # at the latest, \Z
+        mark = text.rfind("@", start + 1, min(end, start + _LONGEST_PASSWORD + 1))
+        if mark >= 0:
+            kept += (text[done:start], _mark(ContentRule.URL))
+            done = position = mark
+    return "".join((*kept, text[done:])) if kept else text
 
 
 def _standard(text: str) -> str:
@@ -394,14 +413,19 @@ def _cards(match: re.Match[str]) -> str:
 
 def _card_at(groups: list[re.Match[str]], first: int) -> int:
     """How many groups of digits from the first on are a card number; 0 when none are."""
+    if groups[first][0][0] not in _FIRST_DIGITS:
+        return 0
     digits = ""
     for size, group in enumerate(groups[first : first + _DIGITS + 6], 1):
         digits += group[0]
         if len(digits) > _DIGITS + 6:
             break
-        if _is_card(digits):
+        if len(digits) >= _DIGITS and _is_card(digits):
             return size
     return 0
+
+
+_FIRST_DIGITS: Final = "23456"
 
 
 def _is_card(digits: str) -> bool:

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 from uuid import UUID
@@ -24,7 +25,7 @@ from otel_activity.events import Hashed, Redacted
 from otel_activity.semconv import ContentRule, RedactionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from otel_activity.settings import Settings
 
@@ -212,10 +213,10 @@ class Redactor:
             return True, encode(self.clean(value), limit)
         return mode is not RedactionMode.DROP, encode(self.hide(value, mode))
 
-    def _hide_named(self, name: str, value: str) -> str | None:
-        """What stands in a text in place of a value that has a name there; None when it is no secret."""
+    def _hide_named(self, name: str) -> Callable[[str], str] | None:
+        """What makes the text in place of a value that has a name in a text; None when it is no secret."""
         mode = self.mode_of(unquote(name) if "%" in name else name)
-        return None if mode is None else self.hide_in_text(value, mode)
+        return None if mode is None else partial(self.hide_in_text, mode=mode)
 
     # --- content -----------------------------------------------------------------------------
 

@@ -275,7 +275,8 @@ def _dsn(text: str) -> str:
     ports = str(parts.get("port") or "5432").split(",")
     if not all(port.isdigit() and 0 < int(port) < 65_536 for port in ports if port):
         raise ValueError(f"the port is not a number from 1 to 65535; {_DSN_FIX}")
-    if "@" in str(parts.get("host") or ""):  # errors of the network would quote it, a part of the password
+    # Errors of the network would quote it, a part of the password. (One that begins with it is a socket's.)
+    if any("@" in host[1:] for host in str(parts.get("host") or "").split(",")):
         raise ValueError(f"the password holds an @, which is to be written as %40; {_DSN_FIX}")
     if "://" not in text and "=" not in text:
         raise ValueError(f"not a PostgreSQL connection string; {_DSN_FIX}")

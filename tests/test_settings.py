@@ -272,6 +272,8 @@ def test_an_at_sign_in_a_password_is_to_be_escaped() -> None:
     with pytest.raises(ConfigurationError, match="to be written as %40") as caught:
         Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": "postgresql://u:pw@s3cret@h/db"})
     assert "s3cret" not in str(caught.value)
+    abstract = "host=@/run/pg dbname=x"
+    assert Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": abstract}).postgres_dsn == abstract
 
 
 def test_space_around_an_address_is_no_part_of_it() -> None:
