@@ -338,15 +338,20 @@ class EmbeddedPostgres:
         if (self._data / "PG_VERSION").exists():
             self._password = password_file.read_text()
             return
+        # Under a name of its own until it is whole: initdb may be interrupted, and be run again here.
+        unfinished = self._directory / "data.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        password_file.unlink(missing_ok=True)
         self._password = secrets.token_hex(24)
         _write_private(password_file, self._password)
         arguments = [
-            *("-D", str(self._data), "-U", SUPERUSER, "--pwfile", str(password_file)),
+            *("-D", str(unfinished), "-U", SUPERUSER, "--pwfile", str(password_file)),
             *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"),
         ]
         if not self._fsync:
             arguments.append("--no-sync")
         self._run("initdb", *arguments)
+        unfinished.rename(self._data)
 
     def _run(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's tools as the server's user, to its end."""
@@ -415,7 +420,7 @@ class EmbeddedPostgres:
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self._port),
-            "unix_socket_directories": socket_directory if fits else "",
+            "unix_socket_directories": _quoted(socket_directory) if fits else "",
             "logging_collector": "off",
             "jit": "off",
         }
@@ -570,6 +575,11 @@ def _write_private(path: Path, text: str) -> None:
     uid, gid = _server_user()
     if uid >= 0:
         os.chown(path, uid, gid)
+
+
+def _quoted(directory: str) -> str:
+    """As an item of a list of directories, in which a comma begins the next one."""
+    return '"' + directory.replace('"', '""') + '"'
 
 
 def _environment() -> dict[str, str]:

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_a_wrong_password_is_refused(server: EmbeddedPostgres) -> None:
     """Other users of the machine do not get in without the random password, by TCP or by socket."""
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(host="127.0.0.1", port=server.port, user="postgres", password="wrong")
-    directory = value(server.dsn(), "show unix_socket_directories")
+    directory = str(value(server.dsn(), "show unix_socket_directories")).strip('"')
     if directory:
         with pytest.raises(psycopg.OperationalError, match=r"password|fe_sendauth"):
             psycopg.connect(host=str(directory), port=server.port, user="postgres")
@@ -232,6 +233,37 @@ def test_persistent_data_survives_close(
         assert (path / "data" / "PG_VERSION").exists()
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def test_a_first_start_that_was_interrupted_can_be_repeated(bin_dir: str | None) -> None:
+    """What initdb left unfinished is made anew; nothing has to be removed by hand."""
+    path = Path(tmp_base()) / f"activity-interrupted-{os.getpid()}"
+    unfinished = path / "data.unfinished"
+    try:
+        unfinished.mkdir(parents=True)
+        (unfinished / "PG_VERSION").write_text("18\n")
+        (path / "password").write_text("of the first try")
+        with EmbeddedPostgres(bin_dir=bin_dir, persistent=path, fsync=False) as server:
+            assert value(server.dsn(), "select 1") == 1
+        assert not unfinished.exists()
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", ["a b", "a,b", 'a"b', "ü☃"])
+def test_a_directory_may_have_any_name(
+    bin_dir: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL reads its socket's directory as a list, in which a comma begins the next one."""
+    base = Path(tmp_base()) / name
+    base.mkdir(mode=0o755, exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(base))
+    try:
+        with EmbeddedPostgres(bin_dir=bin_dir, fsync=False) as server:
+            assert server.log_path.parent.parent == base
+            assert list(server.log_path.parent.glob(".s.PGSQL.*[0-9]"))
+    finally:
+        base.rmdir()
 
 
 def test_a_directory_without_binaries_is_named(tmp_path: Path) -> None:
