@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 from uuid import UUID
@@ -270,11 +271,10 @@ class Redactor:
             return REDACTED
 
     def _look_into(self, value: Any, kind: type, copies: _Copies, depth: int) -> Any:
-        if (
-            not issubclass(kind, _NESTED)
-            or issubclass(kind, enum.Enum)
-            or hasattr(kind, "__sa_type_engine__")
-        ):
+        if issubclass(kind, enum.Enum):
+            inner = value._value_
+            return value if self._clean(inner, copies, depth) == inner else REDACTED
+        if not issubclass(kind, _NESTED) or hasattr(kind, "__sa_type_engine__"):
             return (
                 value  # the last is SQLAlchemy's MultiRange, a list to Python and one value to the database
             )
@@ -289,7 +289,8 @@ class Redactor:
         if issubclass(kind, Mapping):
             copy = {}
             copies[id(value)] = (value, copy)
-            pairs = dict.items(value) if issubclass(kind, dict) else value.items()
+            # A mapping of another kind may go on for ever.
+            pairs = dict.items(value) if issubclass(kind, dict) else islice(value.items(), len(value))
             for key, item in list(pairs):
                 mode = self._mode_of_key(key)
                 if mode is None:
@@ -319,6 +320,9 @@ class Redactor:
 
     def _mode_of_key(self, key: Any) -> RedactionMode | None:
         if isinstance(key, enum.Enum):
+            mode = self.mode_of(key._name_)
+            if mode is not None:
+                return mode
             key = key._value_
         if isinstance(key, bytes):
             key = bytes(key[:_NAME_LENGTH]).decode("utf-8", "replace")

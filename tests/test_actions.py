@@ -190,6 +190,21 @@ def test_odd_values_never_raise(recorder: Recorder) -> None:
 # --- with_activity_logging ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("entity_id", "said"),
+    [
+        (10**5_000, hex(10**5_000)),
+        ((2**70, 1), f'["{2**70}",1]'),
+        ((10**5_000, None, True), f'["{hex(10**5_000)}",null,true]'),
+    ],
+    ids=["huge", "composite", "huge in composite"],
+)
+def test_a_number_of_any_size_is_an_entity_id(recorder: Recorder, entity_id: Any, said: str) -> None:
+    """Python refuses to write some, and JSON others: neither costs the event."""
+    log_user_action("count", entity_id=entity_id)
+    assert only(recorder)[semconv.ENTITY_ID] == said
+
+
 def test_a_decorated_call_is_logged_once(recorder: Recorder) -> None:
     """Result, name and signature are the function's; duration and entity id are in the event."""
 

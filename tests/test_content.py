@@ -205,6 +205,17 @@ def test_the_beginning_of_a_long_text_is_searched() -> None:
     assert scrub(PEM.format("").encode() + b"x" * 70_000)["$truncated"]["head"] == ""
 
 
+@pytest.mark.parametrize(
+    "secret", ["postgresql://app:s3cret@db.example/app", "ghp_16C7e42F292c6912E7710c838"]
+)
+def test_no_secret_is_cut_in_two(secret: str) -> None:
+    """Half of a secret is no pattern any more: what is kept of a long text ends with a whole word."""
+    for cut in range(1, len(secret)):
+        text = ("word " * 250)[: 1023 - cut] + " " + secret + " z" * 40_000
+        head = scrub(text)["$truncated"]["head"]
+        assert not (set(head.split()) - {"word", "wor", "wo", "w", "[redacted", "token]"}), cut
+
+
 @pytest.mark.parametrize("rule", ContentRule)
 def test_each_rule_can_be_switched_off(rule: ContentRule) -> None:
     """A rule that is off finds nothing, and the others go on."""

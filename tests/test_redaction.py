@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import enum
+import itertools
 import json
 import pickle
 import types
@@ -389,6 +390,38 @@ def test_what_cannot_be_looked_into_is_redacted() -> None:
     assert Redactor().clean(table) == {"password": HIDDEN, "a": 1}
     assert Redactor().clean(_Fails()) is HIDDEN
     assert Redactor().clean([{_BadKey("a"): "s3cret"}, 1]) == [HIDDEN, 1]
+
+
+class Field(enum.Enum):
+    PASSWORD = 1
+    NOTE = "token"
+
+
+class Config(enum.Enum):
+    A = types.MappingProxyType({"password": "s3cret"})
+    B = (1, ("x", 2))
+
+
+def test_members_of_enums_are_looked_into() -> None:
+    """The name of a member counts as a key, and a member may hold what has keys."""
+    cleaned = Redactor().clean({Field.PASSWORD: "s3cret", Field.NOTE: "s3cret", "a": [Config.A, Config.B]})
+    assert cleaned == {Field.PASSWORD: HIDDEN, Field.NOTE: HIDDEN, "a": [HIDDEN, Config.B]}
+
+
+class _Endless(collections.abc.Mapping[int, Any]):
+    def __getitem__(self, key: int) -> Any:
+        return {"pin": "s3cret"}
+
+    def __iter__(self) -> Any:
+        return itertools.count()
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_a_mapping_that_never_ends_is_read_as_far_as_it_says() -> None:
+    """No value keeps the caller for ever."""
+    assert Redactor().clean(_Endless()) == {key: {"pin": HIDDEN} for key in range(3)}
 
 
 json_values = st.recursive(

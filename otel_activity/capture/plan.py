@@ -17,7 +17,7 @@ from sqlalchemy.types import TypeEngine
 from otel_activity import semconv
 from otel_activity.capture.rules import RulesMaker, mappers_named
 from otel_activity.classes import Classes
-from otel_activity.codec import ATOMIC, encode, text_of
+from otel_activity.codec import ATOMIC, INT_MAX, INT_MIN, encode, text_of
 from otel_activity.codec.changes import changes_json
 from otel_activity.events import Redacted
 from otel_activity.semconv import RedactionMode
@@ -371,7 +371,12 @@ def entity_id(identity: tuple[Any, ...]) -> str:
     """A primary key as text: the value itself, or a JSON array for a composite key."""
     if len(identity) == 1:
         value = identity[0]
-        return str(value) if type(value) is int else text_of(value)
+        if type(value) is int:
+            try:
+                return str(value)
+            except ValueError:  # Python writes no number of more than 4,300 digits
+                pass
+        return text_of(value)
     return msgspec.json.encode([_key_part(part) for part in identity]).decode()
 
 
@@ -386,7 +391,9 @@ def scrubbed_id(identity: tuple[Any, ...], redactor: Redacts) -> str:
 
 
 def _key_part(value: Any) -> Any:
-    return value if type(value) in (int, bool) or value is None else text_of(value)
+    if value is None or type(value) is bool or (type(value) is int and INT_MIN <= value <= INT_MAX):
+        return value
+    return text_of(value)
 
 
 class Planner:

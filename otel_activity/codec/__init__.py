@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from otel_activity.codec.values import ATOMIC, REDACTED, decode, display, encode, text_of
+from otel_activity.codec.values import ATOMIC, INT_MAX, INT_MIN, REDACTED, decode, display, encode, text_of
 
-__all__ = ["ATOMIC", "REDACTED", "decode", "display", "encode", "text_of"]
+__all__ = ["ATOMIC", "INT_MAX", "INT_MIN", "REDACTED", "decode", "display", "encode", "text_of"]

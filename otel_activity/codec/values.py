@@ -61,6 +61,8 @@ MIN_TOTAL: Final = 65_536
 """Room for one value even when the limit is small."""
 HEAD_LENGTH: Final = 1_024
 """Characters or bytes kept of a value that is over the limit."""
+_LONGEST_WORD: Final = 256
+"""Characters at the end of a head that are left out when they are the beginning of a word."""
 HASH_LIMIT: Final = 64 << 20
 """Longest value that is hashed; hashing costs about 1 ms a million bytes."""
 
@@ -82,6 +84,7 @@ _KNOWN_TYPES: Final = 1_024
 _UTC_NAMES: Final = frozenset({"UTC", "Etc/UTC", "Zulu", "Etc/Zulu", "Universal", "Etc/Universal"})
 _to_builtins: Final = msgspec.to_builtins
 _UNENCODABLE = re.compile("[\0\ud800-\udfff]")
+_LAST_WORD = re.compile(r"(?<=[\s\"',;<>])[^\s\"',;<>]++\Z")
 
 
 class _State:
@@ -317,7 +320,10 @@ def _long_text(name: str, text: str, limit: int) -> Any:
         for start in range(0, len(text), 1 << 20):  # in parts: no second copy of the whole
             sha.update(text[start : start + (1 << 20)].encode("utf-8", "surrogatepass"))
         digest = sha.hexdigest()
-    head = _UNENCODABLE.sub("\ufffd", text[: min(HEAD_LENGTH, limit)])
+    head = text[: min(HEAD_LENGTH, limit)]
+    # A secret that was cut in two would not be recognised any more: end with a whole word, if there is one.
+    end = _LAST_WORD.search(head, max(len(head) - _LONGEST_WORD, 1))
+    head = _UNENCODABLE.sub("\ufffd", head if end is None else head[: end.start()])
     return _truncated(name, len(text), head, digest)
 
 
