@@ -121,13 +121,20 @@ DURATION: Final = _Duration()
 """Option type of a duration."""
 
 
+def _set(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The value; a blank variable is as if it were not set, which it is for a service."""
+    named = ctx.get_parameter_source(param.name or "")
+    if value is None or value.strip() or named is not ParameterSource.ENVIRONMENT:
+        return value
+    return str(param.get_default(ctx)) if param.name == "schema" else None
+
+
 def _checked(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Hold an option against the same rule as the setting of that name."""
     setting = _SETTINGS["postgres_schema" if param.name == "schema" else "postgres_dsn"]
+    value = _set(ctx, param, value)
     if value is None:
         return None
-    if not value.strip() and ctx.get_parameter_source(param.name or "") is ParameterSource.ENVIRONMENT:
-        return str(param.get_default(ctx)) if param.name == "schema" else None  # not set, as for a service
     try:
         return str(setting.parse(value))
     except ValueError as error:
@@ -146,7 +153,7 @@ def store_options(command: F) -> F:
 
 def unchecked_store_options(command: F) -> F:
     """`store_options` for a command that reports a wrong value itself."""
-    return _store_options(command, None)
+    return _store_options(command, _set)
 
 
 def _store_options(command: F, check: Any) -> F:

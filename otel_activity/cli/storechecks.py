@@ -42,7 +42,7 @@ def store_checks(dsn: str, schema: str, *, exporting: bool) -> list[Check]:
     checks: list[Check] = []
     try:
         server = inspect_server(dsn, schema)
-        checks += _server(server, dsn)
+        checks += _server(server, dsn, exporting=exporting)
         state = store_schema.status(dsn, schema)
         ready = Level.OK if state.ready else Level.FAIL
         checks.append(Check("schema", ready, f"{schema}: {describe(state)}"))
@@ -86,14 +86,18 @@ def outbox_check(settings: Settings) -> Check:
     return Check("outbox", Level.WARN, text, fix)
 
 
-def _server(server: Server, dsn: str) -> Iterator[Check]:
+def _server(server: Server, dsn: str, *, exporting: bool) -> Iterator[Check]:
     reached = (
         f"{mask_dsn(dsn)} as {server.role}: connected in {server.connect_seconds * 1000:.0f} ms, "
         f"answers in {server.answer_seconds * 1000:.1f} ms"
     )
+    level = Level.FAIL if exporting else Level.WARN
     if server.standby:
         fix = "name the primary, or add target_session_attrs=read-write"
-        yield Check("store", Level.WARN, f"{reached}; it is a standby and stores nothing", fix)
+        yield Check("store", level, f"{reached}; it is a standby and stores nothing", fix)
+    elif server.read_only:
+        text = f"{reached}; default_transaction_read_only is on, so it stores nothing"
+        yield Check("store", level, text, "switch it off; hosted servers set it when their disk is full")
     else:
         yield Check("store", Level.OK, reached)
     if int(server.version.split(".")[0].split("beta")[0].split("rc")[0]) < OLDEST_SERVER:

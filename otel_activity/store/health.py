@@ -24,6 +24,7 @@ class Server:
         version: of PostgreSQL.
         role: the user we are there.
         standby: whether it is read-only because it follows another server.
+        read_only: whether transactions that say nothing about it cannot write; a standby's never can.
         connect_seconds: what opening the connection and asking once took.
         answer_seconds: what one question and its answer took.
         clock_difference: seconds that the server's clock is ahead of ours; half an answer's time is unsure.
@@ -36,6 +37,7 @@ class Server:
     version: str
     role: str
     standby: bool
+    read_only: bool
     connect_seconds: float
     answer_seconds: float
     clock_difference: float
@@ -80,6 +82,7 @@ def inspect_server(dsn: str, schema: str) -> Server:
         version=row["version"],
         role=row["role"],
         standby=row["standby"],
+        read_only=row["read_only"],
         connect_seconds=connected,
         answer_seconds=took,
         clock_difference=difference,

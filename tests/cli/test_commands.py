@@ -379,6 +379,7 @@ def test_blank_variables_are_as_if_they_were_not_set(store_dsn: str) -> None:
     assert run("search", "--count", "--dsn", store_dsn, **blank).stdout == "0\n"
     result = run("search", **blank)
     assert (result.exit_code, "no store is named" in result.stderr) == (2, True)
+    assert "not checked: no OTEL_ACTIVITY_POSTGRES_DSN" in run("doctor", **blank).stdout
 
 
 def test_a_long_name_does_not_move_every_line_of_a_file(store_dsn: str) -> None:

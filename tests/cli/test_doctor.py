@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+import psycopg.sql
 import pytest
 
 from otel_activity.postgres.outbox import apply_outbox, outbox_facts
@@ -51,6 +52,22 @@ def test_newer_schema_fails(store_dsn: str) -> None:
     status, checks = examine(store_dsn)
     assert (status, checks["schema"]["status"]) == (1, "FAIL")
     assert "newer" in checks["schema"]["message"]
+
+
+@pytest.mark.parametrize(("exporters", "level"), [("postgres", "FAIL"), ("console", "warn")])
+def test_a_store_that_is_read_only_fails_where_services_store_there(
+    store_dsn: str, exporters: str, level: str
+) -> None:
+    """A hosted server that switched to reading because its disk is full takes no events."""
+    with psycopg.connect(store_dsn, autocommit=True) as connection:
+        name = psycopg.sql.Identifier(connection.info.dbname)
+        connection.execute(
+            psycopg.sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name)
+        )
+    _, checks = examine(store_dsn, OTEL_ACTIVITY_EXPORTERS=exporters)
+    assert checks["store"]["status"] == level
+    assert "default_transaction_read_only is on" in checks["store"]["message"]
+    assert checks["schema"]["status"] == "ok"
 
 
 def test_unreachable_store_fails_without_the_password(free_port: int) -> None:

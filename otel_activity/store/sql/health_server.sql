@@ -3,6 +3,7 @@
 SELECT clock_timestamp() AS clock,
        current_setting('server_version') AS version,
        pg_is_in_recovery() AS standby,
+       current_setting('default_transaction_read_only')::boolean AS read_only,
        current_user::text AS role,
        has_schema_privilege(n.oid, 'USAGE') AS can_use,
        has_table_privilege(to_regclass(q.prefix || 'events'), 'INSERT')
