@@ -166,12 +166,12 @@ class MapperHooks:
 
     def _hold_replaced(self, transaction: Transaction, plan: Plan, connection: Any, state: Any) -> None:
         """If the new object takes over the row of one that is being deleted: read that row."""
-        identity = state.manager.mapper._identity_key_from_state(state)
-        replaced = state.session.identity_map.get(identity) if state.session is not None else None
+        replaced = _replaced(state)
         if replaced is None:
             return
         known = _stored(replaced)
         unknown = [column.key for column in plan.columns if _uncertain(known.get(column.key, MISSING))]
+        identity = instance_state(replaced).key
         transaction.held[state] = read_row(connection, plan, state, unknown, identity)
 
     # --- after the statement -----------------------------------------------------------------
@@ -194,9 +194,9 @@ class MapperHooks:
 
     def _after_update(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         held = transaction.held.pop(state, None) or {}
-        if state.key is None:
+        if state.key is None or (plan.reads_back and _replaced(state) is not None):
             # A new object took over the row of one that was deleted in the same flush ("row switch").
-            change = self._row_switch(plan, state.manager.mapper, state, held)
+            change = self._row_switch(plan, state, held)
         else:
             if transaction.hooked is not None:
                 held = transaction.hooked.written(plan, state) | held
@@ -249,10 +249,9 @@ class MapperHooks:
             plan, UPDATED, tuple([dict_.get(key) for key in plan.pk]), before, after, partial=partial
         )
 
-    def _row_switch(self, plan: Plan, mapper: Any, state: Any, held: dict[str, Any]) -> Change | None:
+    def _row_switch(self, plan: Plan, state: Any, held: dict[str, Any]) -> Change | None:
         dict_ = state.dict
-        session = state.session
-        replaced = session.identity_map.get(mapper._identity_key_from_state(state)) if session else None
+        replaced = _replaced(state)
         known = _stored(replaced) if replaced is not None else {}
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
@@ -318,11 +317,14 @@ class Hooked:
         self.computed: set[Any] = set()
 
     def written(self, plan: Plan, state: Any) -> dict[str, Any]:
-        """Values before of the columns that were computed."""
+        """Values before of the columns that were computed, or set without having been loaded."""
         known = self.known.pop(state, None)
-        if known is None or not self.computed:
+        if known is None:
             return {}
-        keys = [column.key for column in plan.columns if column.column in self.computed]
+        committed = state.committed_state
+        keys = [key for key in committed if type(committed[key]) is LoaderCallableStatus and key in known]
+        if self.computed:
+            keys += [column.key for column in plan.columns if column.column in self.computed]
         found = {key: known.get(key, EXPRESSION) for key in keys}
         return {key: EXPRESSION if type(old) is LoaderCallableStatus else old for key, old in found.items()}
 
@@ -409,6 +411,15 @@ def _record_held(
             if column.column.table in tables:
                 partial |= record(column, old, new, before, after)
     return partial
+
+
+def _replaced(state: Any) -> Any:
+    """Another object of the session that stands for the same row; None if there is no such."""
+    session = state.session
+    if session is None:
+        return None
+    found = session.identity_map.get(state.key or state.manager.mapper._identity_key_from_state(state))
+    return None if found is None or instance_state(found) is state else found
 
 
 def _stored(instance: Any) -> dict[str, Any]:

@@ -308,6 +308,7 @@ class Plan(TablePlan):
         "names",
         "pk",
         "plain_names",
+        "reads_back",
         "unknown",
         "version",
         "watched",
@@ -319,6 +320,10 @@ class Plan(TablePlan):
         table = local if isinstance(local, Table) else next(t for t in mapper.tables if isinstance(t, Table))
         super().__init__(mapper.class_.__name__, table, redactor, limit)
         self.version = mapper.version_id_col
+        # A flush step may read values of a new object back, for which it gives it its identity.
+        self.reads_back = mapper.base_mapper.eager_defaults is True or (
+            self.version is not None and mapper.version_id_generator is False
+        )
         columns = list(self._columns(mapper, rules))
         self.columns: tuple[ColumnPlan, ...] = tuple(columns)
         self.names = tuple([column.name for column in columns])

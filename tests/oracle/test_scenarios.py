@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import JSON, create_engine, delete, event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError, SAWarning
 from sqlalchemy.ext.horizontal_shard import ShardedSession
-from sqlalchemy.orm import Mapper, Session, undefer
+from sqlalchemy.orm import Mapper, Session, load_only, undefer
 from sqlalchemy.orm.attributes import flag_dirty
 from sqlalchemy.pool import NullPool
 
@@ -501,6 +501,34 @@ def test_row_switch(world: World) -> None:
     world.check()
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+def test_row_switch_that_reads_back(world: World, hooked: bool) -> None:
+    """The new object may have the row's identity early, when SQLAlchemy reads its server-side values back."""
+
+    def compute(mapper: Any, connection: Any, target: Prompt) -> None:
+        target.number = func.abs(-9)
+
+    def work(session: Session) -> None:
+        prompt, contract = Prompt(name="x"), Contract(title="c", version=1)
+        session.add_all([prompt, contract])
+        session.commit()
+        session.refresh(prompt)
+        session.refresh(contract)
+        if hooked:
+            event.listen(Prompt, "before_insert", compute)
+        session.delete(prompt)
+        session.delete(contract)
+        session.add_all([Prompt(id=prompt.id, name="x"), Contract(id=contract.id, version=2)])
+        session.commit()
+
+    try:
+        world.run(work)
+    finally:
+        if hooked:
+            event.remove(Prompt, "before_insert", compute)
+    assert world.check() == 4
+
+
 def test_row_switch_of_an_expired_object(world: World) -> None:
     """The row that is taken over need not be loaded."""
 
@@ -980,3 +1008,25 @@ def test_deferred_column_loaded_on_demand(world: World) -> None:
     event_ = world.delivery.released[-1][0]
     assert event_.attributes[semconv.CHANGES]["story"] == {"before": "long", "after": "changed"}
     assert world.check() == 2
+
+
+@pytest.mark.parametrize("value", [30, func.abs(-30)])
+def test_fetch_of_what_a_hook_is_about_to_set(fetching: World, value: Any) -> None:
+    """With fetch_before, what a hook sets is known before, loaded or not."""
+
+    def stamp(mapper: Any, connection: Any, target: Account) -> None:
+        target.number = value
+
+    def work(session: Session) -> None:
+        session.add_all([_account("a"), _account("b")])
+        session.commit()
+        for account in session.scalars(select(Account).options(load_only(Account.note))):
+            account.note = "set"
+        session.commit()
+
+    event.listen(Account, "before_update", stamp)
+    try:
+        fetching.run(work)
+        assert fetching.check() == 4
+    finally:
+        event.remove(Account, "before_update", stamp)
