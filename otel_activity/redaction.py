@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_NAMES", "DEFAULT_WHOLE_NAMES", "METADATA_WORDS", "Redactor", "split_mode"]
 
 DEFAULT_NAMES: Final[tuple[str, ...]] = (
-    *("password", "passwords", "passwd", "pwd", "passphrase", "passcode"),
-    *("secret", "secrets", "secret key", "client secret", "credential", "credentials"),
+    *("password", "passwords", "passwd", "pwd", "pw", "psw", "passphrase", "passcode"),
+    *("pass word", "pass phrase", "pass code", "pass hash"),
+    *("user pass", "login pass", "admin pass", "root pass", "db pass", "database pass"),
+    *("mail pass", "email pass", "smtp pass", "ftp pass", "ssh pass", "ldap pass"),
+    *("secret", "secrets", "secret key", "client secret", "credential", "credentials", "creds"),
     *("token", "access tokens", "refresh tokens", "api tokens", "auth tokens", "bearer", "jwt"),
     *("api key", "api keys", "access key", "access keys", "private key", "private keys"),
-    *("session key", "signing key", "encryption key", "master key"),
-    *("authorization", "cookie", "cookies"),
+    *("priv key", "session key", "signing key", "encryption key", "master key", "hmac key", "auth key"),
+    *("authorization", "basic auth", "cookie", "cookies", "csrf", "xsrf"),
     *(
         "otp",
         "totp",
@@ -48,9 +51,13 @@ DEFAULT_NAMES: Final[tuple[str, ...]] = (
         "backup code",
         "backup codes",
         "security code",
+        "verification code",
+        "mfa code",
+        "reset code",
+        "recovery key",
     ),
     *("seed phrase", "recovery phrase", "security answer"),
-    *("card number", "card num", "card no", "credit card", "debit card", "cvv", "cvc"),
+    *("card number", "card num", "card no", "cc number", "cc num", "credit card", "debit card", "cvv", "cvc"),
     *("ssn", "social security"),
     *("dsn", "database url", "connection string"),
 )
@@ -59,23 +66,36 @@ DEFAULT_NAMES: Final[tuple[str, ...]] = (
 DEFAULT_WHOLE_NAMES: Final[frozenset[str]] = frozenset({"auth", "card", "pass", "tokens"})
 """Names that are secret only when they are the whole name: ``card``, but not ``card_title``."""
 
-METADATA_WORDS: Final[frozenset[str]] = frozenset(
-    {"at", "attempts", "count", "enabled", "policy", "required"}
+METADATA_WORDS: Final[tuple[str, ...]] = (
+    *("at", "attempts", "changed", "count", "enabled", "endpoint", "expiration", "expired", "expires"),
+    *("expires in", "expiry", "last 4", "length", "limit", "name", "policy", "required", "revoked"),
+    *("status", "type", "usage", "verified"),
 )
 """A name that ends with one of these speaks about a secret and does not hold it: ``password_changed_at``.
 
-Names that the user gives are secret all the same.
+So does one that begins with `QUESTION_WORDS`. Names that the user gives are secret all the same.
 """
+
+QUESTION_WORDS: Final[frozenset[str]] = frozenset({"has", "is"})
+"""A name that begins with one of these holds yes or no: ``has_password``."""
 
 MAX_DEPTH: Final = 100
 """Nesting that `Redactor.clean` looks into; what lies deeper is redacted unseen."""
 
-_GLUED_ENDINGS: Final = ("password", "passwd", "passphrase", "secret", "token")
+_GLUED_ENDINGS: Final = (
+    *("password", "passwords", "passwd", "pwd", "passphrase", "secret", "secrets", "token"),
+    *("apikey", "accesskey", "privatekey", "secretkey"),
+)
 """Ends of words written without a separator: ``userpassword``, ``accesstoken``."""
 _GLUED_BEGINNINGS: Final = ("password", "passwd")
 _NAME_LENGTH: Final = 256
-"""Characters of a name that are looked at."""
+"""Characters at the beginning and at the end of a name that are looked at."""
 _CACHE_SIZE: Final = 4_096
+_SECRET_TYPE = re.compile(
+    r"(?<![Uu]n)(?<![Nn]on)(?<![Nn]ot)[Ee]ncrypt|ENCRYPT|[Cc]ipher|[Ff]ernet|AES|Aes(?![a-z])"
+    r"|(?:Secret|Password)(?![a-z])"
+)
+"""Names of types that encrypt: ``EncryptedString``, ``StringEncryptedType``, ``FernetText``."""
 _CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 _NOT_IN_PATTERN = re.compile(r"[^\w*?]+|_+")
@@ -162,10 +182,11 @@ class Redactor:
         try:
             return self._known[name]
         except KeyError:
-            mode = self._decide(name[:_NAME_LENGTH])
+            whole = len(name) <= _NAME_LENGTH
+            mode = self._decide(name if whole else f"{name[:_NAME_LENGTH]}_{name[-_NAME_LENGTH:]}")
         if len(self._known) >= _CACHE_SIZE:
             self._known.clear()  # keys of JSON may be data: bound what is remembered
-        if len(name) <= _NAME_LENGTH:
+        if whole:
             self._known[name] = mode
         return mode
 
@@ -174,11 +195,18 @@ class Redactor:
         for mode, names in self._names:
             if names.match(name, split, unsplit):
                 return mode
-        if self._defaults and split and split[-1] not in METADATA_WORDS:
+        if self._defaults and split and not _is_metadata(split):
             for words in (split, unsplit):
                 if self._defaults.within(words) or _is_default_word(words):
                     return self.default_mode
         return None
+
+    def mode_of_type(self, name: str) -> RedactionMode | None:
+        """As `mode_of`, for the columns of a type by the name of its class.
+
+        What is encrypted in the database is meant to be nowhere in clear.
+        """
+        return self.default_mode if self._defaults and _SECRET_TYPE.search(name) else None
 
     def hide(self, value: Any, mode: RedactionMode) -> Any:
         """What stands in place of a secret value. Never raises.
@@ -382,6 +410,13 @@ class _Phrases:
         )
 
 
+def _is_metadata(words: _Words) -> bool:
+    """Whether a name speaks about a secret and does not hold it."""
+    return (
+        words[-1:] in _METADATA or words[-2:] in _METADATA or (len(words) > 1 and words[0] in QUESTION_WORDS)
+    )
+
+
 def _is_default_word(words: _Words) -> bool:
     if len(words) == 1 and words[0] in DEFAULT_WHOLE_NAMES:
         return True
@@ -393,8 +428,8 @@ def _is_default_word(words: _Words) -> bool:
 
 
 def _folded(name: str) -> str:
-    """Full-width and other compatibility letters as plain ones."""
-    return name if name.isascii() else unicodedata.normalize("NFKC", name)
+    """Full-width and other compatibility letters as plain ones, without what nobody sees."""
+    return name if name.isascii() else _UNSEEN.sub("", unicodedata.normalize("NFKC", name))
 
 
 def _spellings(name: str) -> tuple[_Words, _Words]:
@@ -425,4 +460,6 @@ def _joined(name: str) -> str:
     return _NOT_IN_PATTERN.sub("_", name).casefold()
 
 
+_UNSEEN: Final = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 _DEFAULTS: Final = _Phrases(DEFAULT_NAMES)
+_METADATA: Final = frozenset(_words(name) for name in METADATA_WORDS)

@@ -9,8 +9,16 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import JSON, Column, ForeignKey, String, Table, create_engine, func, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column, relationship
+from sqlalchemy import JSON, Column, ForeignKey, String, Table, TypeDecorator, create_engine, func, select
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    column_property,
+    mapped_column,
+    relationship,
+    synonym,
+)
 
 from otel_activity import audited, log_user_action, semconv
 from otel_activity.codec import REDACTED
@@ -156,6 +164,74 @@ def test_only_what_is_included() -> None:
     assert after(page) == {"title": "t"}
     assert page[semconv.ENTITY_ID] == "1"
     assert after(letter) == {"title": REDACTED, "author": "a"}
+
+
+def test_a_synonym_that_is_called_so_makes_its_column_secret() -> None:
+    """A column may have an innocent name where the attribute that people use has not."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Login(Base):
+        __tablename__ = "login"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        digest: Mapped[str]
+        password: Mapped[str] = synonym("digest")
+
+    (event,) = added(Base, Login(id=1, password="s3cret"))
+    assert after(event) == {"id": 1, "digest": REDACTED}
+
+
+class EncryptedString(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+
+class Wrapped(TypeDecorator[str]):
+    impl = EncryptedString
+    cache_ok = True
+
+
+class UnencryptedString(EncryptedString):
+    pass
+
+
+class Plain(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+
+def test_what_the_database_has_encrypted_is_not_written_in_clear() -> None:
+    """Python sees such values in clear; code may say that they are no secret."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Patient(Base):
+        __tablename__ = "patient"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        notes: Mapped[str] = mapped_column(EncryptedString)
+        more: Mapped[str] = mapped_column(Wrapped)
+        based: Mapped[str] = mapped_column(UnencryptedString)
+        plain: Mapped[str] = mapped_column(Plain)
+        kept: Mapped[str] = mapped_column(EncryptedString, info={"activity": {"redact": False}})
+
+    def work(session: Session) -> None:
+        row = Patient(id=1, notes="a", more="b", based="c", plain="d", kept="e")
+        session.add(row)
+        session.flush()
+        row.notes, row.kept = "f", "g"
+        session.flush()
+        session.delete(row)
+
+    created, updated, deleted = commit(Base, work)
+    hidden = dict.fromkeys(("notes", "more", "based"), REDACTED)
+    assert after(created) == {"id": 1, **hidden, "plain": "d", "kept": "e"}
+    assert updated[semconv.CHANGES] == {
+        "notes": {"before": REDACTED, "after": REDACTED},
+        "kept": {"before": "e", "after": "g"},
+    }
+    assert deleted[semconv.CHANGES]["notes"] == {"before": REDACTED}
 
 
 def test_a_table_says_the_same() -> None:

@@ -88,6 +88,10 @@ SECRET = [
     "auth",
     "pass",
     "ｐａｓｓｗｏｒｄ",
+    "pass\u200bword",
+    *("pass_word", "userPassWordHash", "userpwd", "PGPWD", "hashed_pw", "dbPass", "smtp_pass", "passHash"),
+    *("myAPIkey", "stripeapikey", "userpasswords", "clientsecrets", "aws_creds", "priv_key", "_csrf"),
+    *("cc_number", "verificationCode", "basic_auth", "x" * 300 + "_password"),
 ]
 HARMLESS = [
     "tokens_used",
@@ -125,6 +129,10 @@ HARMLESS = [
     "login_attempts",
     "cookieless",
     "hotpot",
+    *("has_password", "isSecret", "token_type", "tokenExpiresIn", "token_expires", "password_length"),
+    *("card_number_last4", "token_endpoint", "authorization_status", "api_key_name", "token_limit"),
+    *("otp_verified", "password_changed", "pwned", "cwd", "boarding_pass", "passport_photo_id", "author"),
+    *("description", "cardinal", "pinterest", "cookiecutter", "bearing"),
 ]
 
 

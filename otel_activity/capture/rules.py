@@ -10,7 +10,7 @@ import difflib
 import logging
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sqlalchemy import Column, Table
+from sqlalchemy import Column, Table, TypeDecorator
 from sqlalchemy.orm import mapperlib
 
 from otel_activity.declare import Declaration, declarations
@@ -37,6 +37,7 @@ class Redacts(Protocol):
     def hashes(self) -> bool: ...
 
     def mode_of(self, name: str) -> RedactionMode | None: ...
+    def mode_of_type(self, name: str) -> RedactionMode | None: ...
     def hide(self, value: Any, mode: RedactionMode) -> Any: ...
     def hide_in_text(self, value: Any, mode: RedactionMode) -> str: ...
     def clean(self, value: Any) -> Any: ...
@@ -63,6 +64,8 @@ class Rules:
         self.declared: list[Declaration] = []
         self.broken = False
         self.delivery: str | None = None
+        self.synonyms: dict[str, list[str]] = {}
+        """Other names of attributes, by their key."""
 
     def add(self, target: Any, names: frozenset[str], label: str) -> None:
         """Take in what a class or table says of itself; `names` are those of its columns."""
@@ -105,7 +108,9 @@ class Rules:
         if said:
             return next((mode for mode in _STRICTEST_FIRST if mode in said), None)
         foreign = [self._maker.of_target(fk, self._registry, seen | {column}) for fk in column.foreign_keys]
-        named = [self._maker.redactor.mode_of(str(column.name)), self._maker.redactor.mode_of(key)]
+        redactor = self._maker.redactor
+        named = [redactor.mode_of(name) for name in (str(column.name), key, *self.synonyms.get(key, ()))]
+        named += [redactor.mode_of_type(name) for name in _type_names(column.type)]
         return next((mode for mode in _STRICTEST_FIRST if mode in foreign or mode in named), None)
 
     def _said(self, column: Column[Any], key: str) -> Iterator[RedactionMode | None]:
@@ -143,6 +148,8 @@ class RulesMaker:
             for column in prop.columns
             if isinstance(column, Column)
         }
+        for synonym in mapper.synonyms:
+            rules.synonyms.setdefault(synonym.name, []).append(synonym.key)
         for cls in mapper.class_.__mro__:
             rules.add(cls, frozenset(names), cls.__name__)
         for table in mapper.tables:
@@ -236,6 +243,18 @@ def _names(table: Table) -> frozenset[str]:
     return frozenset(
         {str(column.key) for column in table.columns} | {str(column.name) for column in table.columns}
     )
+
+
+def _type_names(kind: Any) -> list[str]:
+    """The classes of a column's type, and of what it is made of, that are not SQLAlchemy's own."""
+    parts = [kind, getattr(kind, "item_type", None)]
+    parts += [part.impl_instance for part in parts if isinstance(part, TypeDecorator)]
+    return [
+        cls.__name__
+        for part in parts
+        for cls in type(part).__mro__
+        if cls.__module__.partition(".")[0] not in ("sqlalchemy", "builtins")
+    ]
 
 
 def _info(column: Column[Any]) -> Any:

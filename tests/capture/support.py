@@ -58,6 +58,9 @@ class Open:
     def mode_of(self, name: str) -> RedactionMode | None:
         return None
 
+    def mode_of_type(self, name: str) -> RedactionMode | None:
+        return None
+
     def hide(self, value: Any, mode: RedactionMode) -> Any:
         return Redacted()
 
