@@ -31,11 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Actor",
+    "NotLoaded",
     "RequestContext",
     "activity_context",
+    "asking",
     "bind",
     "circumstances",
     "current_context",
+    "is_asking",
     "stands_alone",
     "unbind",
 ]
@@ -151,6 +154,25 @@ bind = _current.set
 
 unbind = _current.reset
 """Put back what was in force before `bind`."""
+
+_asking: ContextVar[bool] = ContextVar("otel_activity_reading_user", default=False)
+
+is_asking = _asking.get
+"""Whether the application's own objects are being read, within its COMMIT, to find out who acts."""
+
+
+class NotLoaded(RuntimeError):
+    """To read it would send SQL within a COMMIT, and wait for a connection."""
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Read the application's own objects: nothing that they do may wait for a connection."""
+    token = _asking.set(True)
+    try:
+        yield
+    finally:
+        _asking.reset(token)
 
 
 def _leave(context: RequestContext) -> None:

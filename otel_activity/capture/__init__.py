@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from otel_activity.capture.action import ActionRecorder
+from otel_activity.capture.asking import AskingHooks
 from otel_activity.capture.bracket import Bracket
 from otel_activity.capture.dialects import DialectHooks
 from otel_activity.capture.internals import InternalHooks, problems
@@ -63,6 +64,7 @@ class SQLAlchemyCapture:
             *(() if proofs is None else (proofs,)),
             DialectHooks(self._bracket, timings),
             *(() if timings is None else (WaitHooks(timings),)),
+            AskingHooks(),
             MapperHooks(self._bracket, planner, fetch_before=fetch_before),
             InternalHooks(self._bracket, planner, fetch_before=fetch_before),
         )

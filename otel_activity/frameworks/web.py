@@ -15,7 +15,7 @@ from opentelemetry import trace
 
 from otel_activity import actors, semconv
 from otel_activity.actors import Actor, Finding, clean, is_id, settle
-from otel_activity.context import RequestContext, current_context
+from otel_activity.context import RequestContext, asking, current_context
 from otel_activity.frameworks import claims, sessions
 from otel_activity.frameworks.proxies import Proxies
 from otel_activity.frameworks.resolver import Resolver
@@ -248,7 +248,10 @@ class WebContext(RequestContext):
             return self.actor.finding()
         try:
             actor = self._ask_resolver({} if memo is None else memo)
-            return settle(self._candidates(otel)) if actor is None else actor.finding()
+            if actor is not None:
+                return actor.finding()
+            with asking():
+                return settle(self._candidates(otel))
         except Exception as error:  # noqa: BLE001 - code of the application; the request goes on
             warn("the actor of a request could not be found and is stored as unknown", error)
             return Finding(

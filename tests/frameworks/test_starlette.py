@@ -12,6 +12,8 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
 from starlette.middleware import Middleware
@@ -21,7 +23,7 @@ from starlette.routing import Mount, Route
 
 from otel_activity import ActivityASGIMiddleware, Actor, activity_context, semconv
 from otel_activity.testing import Recorder, recorded_events
-from tests.frameworks.support import actor, memory, said, save
+from tests.frameworks.support import Account, Task, actor, memory, said, save
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -183,6 +185,44 @@ def test_a_broken_resolver_does_not_touch_the_request(engine: Engine) -> None:
     with recorded_events(actor_resolver=f"{__name__}:broken_resolver") as recorder:
         assert post(fastapi_app(engine), "/v2/projects/7/tasks/5", user="ada") == 200
         assert actor(recorder) == ("unknown", None)
+
+
+def test_a_user_whose_row_is_expired_takes_no_connection(recorder: Recorder, engine: Engine) -> None:
+    """A wrapper around a row would load it within COMMIT, which may hold the last connection itself."""
+
+    class Wrapped:
+        def __init__(self, row: Account) -> None:
+            self.row = row
+
+        @property
+        def identity(self) -> str:
+            return str(self.row.number)
+
+    statements: list[str] = []
+    app = FastAPI()
+
+    @app.post("/tasks")
+    def create(request: Request) -> None:
+        with Session(engine) as own, Session(engine) as session:
+            account = Account(number=7, name="Ada")
+            own.add(account)
+            own.commit()
+            recorder.clear()
+            request.state.user = Wrapped(account)
+            session.add(Task(name="x"))
+            session.flush()
+            statements.clear()
+            session.commit()
+            assert statements == []
+            assert account.number == 7
+            session.add(Task(name="y"))
+            session.commit()
+
+    event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    assert post(app, "/tasks") == 200
+    expired, loaded = (found.attributes for found in recorder.of("Task"))
+    assert expired[semconv.ACTOR_ERROR_TYPE] == "NotLoaded"
+    assert loaded[semconv.USER_ID] == "7"
 
 
 def test_a_session_across_requests_keeps_each_ones_actor(recorder: Recorder, engine: Engine) -> None:
