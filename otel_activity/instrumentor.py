@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.instrumentation.distro import BaseDistro, DefaultDistro
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 
-from otel_activity.errors import ActivityError
+from otel_activity.errors import ActivityError, without_messages
 from otel_activity.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def pre_instrument() -> None:
         _stop_or_warn(
             f'cannot be loaded ({reason}); pip install "otel-activity[binary]" brings what it needs'
         )
-    except Exception as error:
-        _logger.exception("otel_activity: internal error at start-up")
+    except Exception as error:  # noqa: BLE001 - whatever it is, the process is to say it in one line
+        _logger.error("otel_activity: internal error at start-up\n%s", without_messages(error))
         _stop_or_warn(f"internal error at start-up: {type(error).__name__}")
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from otel_activity.errors import ExportError
+from otel_activity.errors import ExportError, without_messages
 from otel_activity.receiver.jsondecoder import JSONDecoder
 from otel_activity.receiver.protobuf import ProtobufDecoder
 from otel_activity.receiver.records import BadRequest, Decoded
@@ -246,7 +246,7 @@ class Intake:
             self._failed(error)
             _refuse(group, error)
         except Exception as error:  # noqa: BLE001 - the thread must live, and every request gets an answer
-            _log.exception("internal error; the senders are told to come back")
+            _log.error("internal error; the senders are told to come back\n%s", without_messages(error))
             _refuse(group, Busy(f"internal error: {type(error).__name__}"))
 
     def _commit(self, decoded: list[tuple[_Request, Decoded]], store: Store) -> None:
