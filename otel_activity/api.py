@@ -206,6 +206,9 @@ def instrument(**settings: Any) -> bool:
         if _runtime is not None:
             _say_too_late(_runtime.settings, settings)
             return True
+        if Settings.switched_off(os.environ, settings.get("disabled")):
+            _logger.warning("otel_activity: auditing is off, because OTEL_ACTIVITY_DISABLED says so")
+            return False
         resolved = Settings.from_env(interactive=on_terminal(), **settings)
         if not _wanted(resolved, os.environ):
             return False
@@ -384,16 +387,15 @@ def _relay_settings(settings: Mapping[str, Any], delivery: str) -> Settings:
 
 
 def _wanted(settings: Settings, environ: Mapping[str, str]) -> bool:
-    if settings.disabled:
-        _logger.warning("otel_activity: auditing is off, because OTEL_ACTIVITY_DISABLED says so")
+    if settings.exporters == ("none",):
+        _logger.warning("otel_activity: auditing is off, because OTEL_ACTIVITY_EXPORTERS=none says so")
         return False
     if not settings.active:
-        if settings.exporters != ("none",):
-            _logger.warning(
-                "otel_activity: auditing is off, because nothing says where events go; set "
-                "OTEL_ACTIVITY_POSTGRES_DSN=postgresql://user:password@host:5432/database (or "
-                "OTEL_ACTIVITY_EXPORTERS), or OTEL_ACTIVITY_DISABLED=true if that is meant"
-            )
+        _logger.warning(
+            "otel_activity: auditing is off, because nothing says where events go; set "
+            "OTEL_ACTIVITY_POSTGRES_DSN=postgresql://user:password@host:5432/database (or "
+            "OTEL_ACTIVITY_EXPORTERS), or OTEL_ACTIVITY_DISABLED=true if that is meant"
+        )
         return False
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         _logger.error(

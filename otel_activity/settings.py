@@ -717,10 +717,23 @@ class Settings:
         mode = environ.get("OTEL_ACTIVITY_STARTUP", "").strip().lower()
         return mode if mode in STARTUP_MODES else "check"
 
+    @classmethod
+    def switched_off(cls, environ: Mapping[str, str], argument: Any = None) -> bool:
+        """Whether auditing is switched off, which counts even when another setting is wrong.
+
+        Raises:
+            ConfigurationError: that cannot be told.
+        """
+        spec = _BY_NAME["disabled"]
+        if argument is not None:
+            return bool(_argument(spec.name, argument))
+        return bool(_parse(spec, spec.variable, environ.get(spec.variable, "")))
+
     @property
     def active(self) -> bool:
         """Whether there is anything to do: not disabled, and somewhere to send events."""
-        return not self.disabled and bool(self.exporters) and self.exporters != ("none",)
+        somewhere = bool(self.exporters) or self.logger_provider == "global"
+        return not self.disabled and somewhere and self.exporters != ("none",)
 
     def contradicted_by(self, arguments: Mapping[str, Any]) -> list[Field]:
         """The settings of which these arguments say something else; `None` says nothing.

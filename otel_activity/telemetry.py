@@ -605,9 +605,13 @@ class GlobalPipeline:
         self.enabled = True
         self._flushing: threading.Thread | None = None
         self._flushed = False
+        self._looked = False
 
     def emit(self, event: Event) -> None:
         """Emit one event as a log record of the stable shape."""
+        if not self._looked:
+            self._looked = True
+            self._look()
         source = _LogRecord(event)
         record = logs_api.LogRecord(
             timestamp=source.timestamp,
@@ -620,6 +624,15 @@ class GlobalPipeline:
         record.trace_id, record.span_id = source.trace_id, source.span_id
         record.trace_flags = source.trace_flags
         self._logger.emit(record)
+
+    def _look(self) -> None:
+        """Say if there is no provider at the first event: the API then drops it, and those after it."""
+        if not hasattr(logs_api.get_logger_provider(), "force_flush"):
+            log_safely(
+                logging.ERROR,
+                "otel_activity: EVENTS GO NOWHERE, because the program has no LoggerProvider; set one before "
+                "its first event, or use OTEL_ACTIVITY_LOGGER_PROVIDER=own",
+            )
 
     def poke(self) -> None:
         """Flush the application's provider, if it can be."""

@@ -151,6 +151,9 @@ def _active(settings: Settings, environ: Mapping[str, str], *, dsn_given: bool) 
     if settings.exporters == ("none",):
         text = "none: OTEL_ACTIVITY_EXPORTERS says so"
         return Check("exporters", Level.WARN, text, "name postgres or otlp to be audited")
+    if settings.logger_provider == "global":
+        text = "the application's LoggerProvider (OTEL_ACTIVITY_LOGGER_PROVIDER=global); ours are not used"
+        return Check("exporters", Level.OK, text)
     if not settings.exporters:
         level = Level.WARN if dsn_given else Level.FAIL
         text = "none: a service started with these variables would run unaudited"

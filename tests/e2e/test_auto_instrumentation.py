@@ -71,10 +71,30 @@ def test_an_otlp_exporter_that_cannot_be_built_stops_the_start(world: World) -> 
 def test_the_applications_provider_gets_the_last_events(world: World) -> None:
     """With the application's own provider, what was committed just before the end is exported by it."""
     status, output = world.run(
-        OTEL_ACTIVITY_LOGGER_PROVIDER="global", OTEL_LOGS_EXPORTER="console", OTEL_BLRP_SCHEDULE_DELAY="60000"
+        OTEL_ACTIVITY_LOGGER_PROVIDER="global",
+        OTEL_LOGS_EXPORTER="console",
+        OTEL_BLRP_SCHEDULE_DELAY="60000",
+        OTEL_ACTIVITY_POSTGRES_DSN="",
     )
     assert status == 0
     assert output.count('"event_name": "activity.entity.') == 7
+
+
+def test_events_that_go_nowhere_are_said(world: World) -> None:
+    """With the application's provider, and no such thing in the process, the API drops each event."""
+    environment = world.environment(OTEL_ACTIVITY_LOGGER_PROVIDER="global", OTEL_ACTIVITY_POSTGRES_DSN="")
+    program = "import otel_activity; otel_activity.instrument(); import plain"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=PROGRAMS,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "program runs\nprogram done\n")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("otel_activity: EVENTS GO NOWHERE")
 
 
 LEFT = pytest.mark.parametrize(
@@ -144,6 +164,7 @@ def test_disabling_all_instrumentations_does_not_disable_auditing(world: World) 
     ("extra", "expected"),
     [
         ({"OTEL_ACTIVITY_DISABLED": "true"}, "OTEL_ACTIVITY_DISABLED"),
+        ({"OTEL_ACTIVITY_EXPORTERS": "none"}, "auditing is off, because OTEL_ACTIVITY_EXPORTERS=none"),
         ({"OTEL_SDK_DISABLED": "true"}, "AUDITING IS OFF, because OTEL_SDK_DISABLED=true"),
         ({"OTEL_ACTIVITY_POSTGRES_DSN": ""}, "set OTEL_ACTIVITY_POSTGRES_DSN="),
     ],
@@ -209,6 +230,17 @@ def test_a_dependency_that_cannot_be_loaded_stops_the_start(world: World, tmp_pa
     assert status == 2
     assert 'pip install "otel-activity[binary]"' in output
     assert "program runs" not in output
+
+
+def test_the_switch_works_whatever_else_is_broken(world: World, tmp_path: Path) -> None:
+    """Who has to get a program running again can switch auditing off; it is said, and nothing is loaded."""
+    (tmp_path / "psycopg.py").write_text("raise ImportError('no pq wrapper available.')\n")
+    status, output = world.run(
+        PYTHONPATH=str(tmp_path), OTEL_ACTIVITY_DISABLED="true", OTEL_ACTIVITY_DELIVERY="misspelt"
+    )
+    # The program itself needs psycopg, so it ends with that error: but it has been started.
+    assert (status, "program runs" in output) == (1, True)
+    assert output.startswith("otel_activity: auditing is off, because OTEL_ACTIVITY_DISABLED says so\n")
 
 
 def test_startup_require_ends_without_a_store(world: World) -> None:
