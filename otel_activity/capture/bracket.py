@@ -175,10 +175,10 @@ class Bracket:
         if transaction.unit is None or transaction.inside or transaction.autocommit:
             return
         if drivers.state_of(transaction) is drivers.State.ENDED:
-            held, hooked = dict(transaction.held), transaction.hooked  # of the step whose statement this is
+            held, updates = dict(transaction.held), transaction.noted  # of the step whose statement this is
             unit = transaction.take()
             transaction.held.update(held)
-            transaction.hooked = hooked
+            transaction.noted = updates
             if unit is not None:
                 self._unseen(unit, _UNSEEN)
 

@@ -19,6 +19,7 @@ from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change, Row
 from otel_activity.capture.drivers import sqlstate
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.plan import EXPRESSION, MISSING, is_expression
+from otel_activity.capture.updates import Updates
 from otel_activity.codec import ATOMIC
 
 if TYPE_CHECKING:
@@ -138,20 +139,25 @@ class MapperHooks:
                 held[key] = _Unseen(value) if unseen else value
         if held:
             transaction.held[state] = held
-        if hooked:
-            self._hold_known(plan, transaction, connection, state)
+        if hooked or plan.generated:
+            self._note_updates(plan, transaction, connection, state, hooked=bool(hooked))
 
-    def _hold_known(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
-        """Hold what the row is known to be: the application's hooks are yet to run, and may set attributes
-        to SQL expressions, of which the flush leaves no trace."""
-        if transaction.hooked is None:
-            transaction.hooked = Hooked()
-        transaction.hooked.computed.clear()
+    def _note_updates(
+        self, plan: Plan, transaction: Transaction, connection: Any, state: Any, *, hooked: bool
+    ) -> None:
+        """Ask for notes of the statements that follow, see `updates`. With hooks of the application, which
+        are yet to run, hold what the row is known to be."""
+        updates = transaction.noted
+        if updates is None:
+            updates = transaction.noted = Updates()
+        updates.announce(plan)
+        if not hooked:
+            return
         known = state.dict | state.committed_state
         if self._fetch:
             unknown = [key for key in plan.keys if _uncertain(known.get(key, MISSING))]
             known |= read_row(connection, plan, state, unknown)
-        transaction.hooked.known[state] = known
+        updates.known[state] = known
 
     def _before_delete(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         if transaction.start >= 0:
@@ -198,9 +204,14 @@ class MapperHooks:
             # A new object took over the row of one that was deleted in the same flush ("row switch").
             change = self._row_switch(plan, state, held)
         else:
-            if transaction.hooked is not None:
-                held = transaction.hooked.written(plan, state) | held
-            change = self._updated(plan, state, held)
+            updates = transaction.noted
+            if updates is None:
+                change = self._updated(plan, state, held)
+            else:
+                held = updates.written(plan, state) | held
+                change = self._updated(plan, state, held)
+                if change is not None:
+                    _correct(plan, change, updates.generated(plan, state))
         if change is not None:
             transaction.add_update(change)
         if transaction.autocommit:
@@ -295,38 +306,26 @@ class MapperHooks:
         self._bracket.settle(transaction, midst=True)
 
 
+def _correct(plan: Plan, change: Change, values: dict[str, Any]) -> None:
+    """Put right what the session has wrong of a row."""
+    for key, value in values.items():
+        column = plan.by_key[key]
+        if column.name in change.before:
+            old = change.before.pop(column.name)
+            change.after.pop(column.name, None)
+            record(column, old, value, change.before, change.after)
+    if values:
+        sides = change.before.values()
+        change.partial = (
+            any(value is MISSING for value in sides) or change.before.keys() != change.after.keys()
+        )
+
+
 def _encode_at_once(plan: Plan, values: list[Any]) -> None:
     """Encode the values that may change before the event is made, and drop the secrets."""
     for index, column in plan.at_once:
         if values[index] is not MISSING:
             values[index] = column.snapshot(values[index])
-
-
-class Hooked:
-    """What the application's own ``before_update`` hooks may have set in a flush step, after ours had run.
-
-    Attributes:
-        known: by state, what is known of its row before.
-        computed: columns that an UPDATE of the step has set to an SQL expression.
-    """
-
-    __slots__ = ("computed", "known")
-
-    def __init__(self) -> None:
-        self.known: dict[Any, dict[str, Any]] = {}
-        self.computed: set[Any] = set()
-
-    def written(self, plan: Plan, state: Any) -> dict[str, Any]:
-        """Values before of the columns that were computed, or set without having been loaded."""
-        known = self.known.pop(state, None)
-        if known is None:
-            return {}
-        committed = state.committed_state
-        keys = [key for key in committed if type(committed[key]) is LoaderCallableStatus and key in known]
-        if self.computed:
-            keys += [column.key for column in plan.columns if column.column in self.computed]
-        found = {key: known.get(key, EXPRESSION) for key in keys}
-        return {key: EXPRESSION if type(old) is LoaderCallableStatus else old for key, old in found.items()}
 
 
 class _Unseen:

@@ -304,11 +304,13 @@ class Plan(TablePlan):
         "by_key",
         "columns",
         "defaults",
+        "generated",
         "keys",
         "names",
         "pk",
         "plain_names",
         "reads_back",
+        "row_keys",
         "unknown",
         "version",
         "watched",
@@ -346,6 +348,21 @@ class Plan(TablePlan):
             or column.column.onupdate is not None
             or column.column.server_onupdate is not None
         )
+        # Those of them that get a value from Python, and how statements name the row: see `updates`.
+        self.generated = tuple(column for column in self.watched if _from_python(column.column))
+        self.row_keys = (
+            {table: self._row_key(mapper, table) for table in mapper.tables} if self.generated else {}
+        )
+
+    def _row_key(self, mapper: Mapper[Any], table: Any) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+        """Names of a table's key in the parameters of an UPDATE, and their places in the identity."""
+        columns = list(getattr(table, "primary_key", ()))
+        labels = tuple(str(getattr(column, "_label", "")) for column in columns)
+        known = [column for column in columns if mapper.columns.contains_column(column)]
+        keys = [mapper.get_property_by_column(column).key for column in known]
+        if not columns or not all(labels) or len(keys) != len(columns) or not set(keys) <= set(self.pk):
+            return None
+        return labels, tuple(self.pk.index(key) for key in keys)
 
     def _columns(self, mapper: Mapper[Any], rules: Rules) -> Iterable[ColumnPlan]:
         names: set[str] = set()
@@ -359,6 +376,12 @@ class Plan(TablePlan):
             names.add(name)
             impl = mapper.class_manager[prop.key].impl
             yield ColumnPlan(self, rules, prop.key, name, column, impl.is_equal)
+
+
+def _from_python(column: Column[Any]) -> bool:
+    """Whether ``onupdate`` is a function or a value, not an SQL expression."""
+    onupdate = column.onupdate
+    return onupdate is not None and not (onupdate.is_clause_element or onupdate.is_sequence)
 
 
 def _may_change(kind: Any) -> bool:

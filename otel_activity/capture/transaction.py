@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from otel_activity.capture.autocommit import Announced
-    from otel_activity.capture.mapper import Hooked
     from otel_activity.capture.proof import Cluster
+    from otel_activity.capture.updates import Updates
     from otel_activity.events import Entry
 
 __all__ = ["Transaction", "anchor_of"]
@@ -40,7 +40,7 @@ class Transaction:
         doubt: why the fate of the entries cannot be known even after a COMMIT.
         savepoints: name, number of entries and `poisoned` at each open savepoint.
         early: entries that joined before the first statement; they stand before all others.
-        hooked: what the application's own hooks may have set; None without such hooks.
+        noted: what the UPDATEs of the current flush step tell; None if nobody wants to know.
         held: values read before a statement changes them, by instance state, until its after-event.
         matched: rows that the DELETEs of this flush step matched; None when the driver does not say.
         start: where in the unit the current batch of one flush step begins; -1 between batches.
@@ -60,12 +60,12 @@ class Transaction:
         "doubt",
         "early",
         "held",
-        "hooked",
         "inserts",
         "inside",
         "is_driver",
         "key",
         "matched",
+        "noted",
         "poisoned",
         "savepoints",
         "schemas",
@@ -89,7 +89,7 @@ class Transaction:
         self.url: Any = None
         self.schemas: Mapping[str | None, Any] | None = None
         self.autocommit = False
-        self.hooked: Hooked | None = None
+        self.noted: Updates | None = None
         self.savepoints: list[tuple[str, int, bool]] = []
         self.early: list[Entry] = []
         self.held: dict[Any, dict[str, Any]] = {}
@@ -145,7 +145,7 @@ class Transaction:
             self.savepoints.clear()
         if self.held:
             self.held.clear()
-        self.hooked = None
+        self.noted = None
         self.poisoned = False
         self.doubt = None
         self.xid = None

@@ -244,6 +244,26 @@ def test_json_changed_in_place(world: World) -> None:
     assert world.check() == 4
 
 
+def test_onupdate_of_many_rows_in_one_statement(world: World) -> None:
+    """A Python-side ``onupdate`` gives each row a value of its own, whatever the session has."""
+
+    def work(session: Session) -> None:
+        accounts = [_account(str(number)) for number in range(5)]
+        session.add_all(accounts)
+        session.commit()
+        for account in accounts:
+            account.note = "blind"
+        session.flush()
+        for account in accounts[1:]:
+            session.refresh(account)
+            account.note = "known"
+        accounts[0].number = 9
+        session.commit()
+
+    world.run(work)
+    assert world.check() == 15
+
+
 def test_json_null(world: World) -> None:
     """SQLAlchemy's symbol for JSON's null is null, before and after."""
 
