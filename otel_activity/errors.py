@@ -70,7 +70,15 @@ class OutboxError(ActivityError):
 
 
 class ExportError(ActivityError):
-    """A batch was not taken by an exporter and may be sent again."""
+    """A batch was not taken by an exporter and may be sent again.
+
+    Attributes:
+        pause: seconds that the receiver asks to be left alone before that.
+    """
+
+    def __init__(self, *args: object, pause: float = 0.0) -> None:
+        super().__init__(*args)
+        self.pause = pause
 
 
 class StoreUnavailable(ExportError):

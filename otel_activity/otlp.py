@@ -8,7 +8,10 @@ encodes and where it hears the answer; those names are private, and `transport` 
 from __future__ import annotations
 
 import logging
+import math
+import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
@@ -18,6 +21,14 @@ __all__ = ["Answer", "Transport", "transport"]
 
 _logger: Final = logging.getLogger("otel_activity")
 _GRPC_METHOD: Final = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
+_PASSING: Final = frozenset({401, 403, 404, 405, 407, 408, 425, 429, 502, 503, 504})
+_BUSY: Final = frozenset({429, 503})
+_GRPC_PASSING: Final = frozenset(
+    {"UNAVAILABLE", "CANCELLED", "ABORTED", "DEADLINE_EXCEEDED"}
+    | {"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"}
+)
+"""Not RESOURCE_EXHAUSTED: it also stands for a message that is too large."""
+_WEB_PAGE: Final = "text/html"
 _LONGEST_MESSAGE: Final = 200
 """Characters of what a receiver says; it may say anything, and it is logged."""
 
@@ -30,11 +41,18 @@ class Answer:
         taken: whether the receiver took it; otherwise it is to be sent again.
         rejected: records that it will never take (``partial_success``); they must not be sent again.
         message: why, in the receiver's words.
+        trouble: why it was not taken, for people; empty when that is not known.
+        passing: it was not taken for a reason that lies in no record: the receiver is busy, or nobody may
+            send to it like this.
+        pause: seconds that the receiver asks to be left alone.
     """
 
     taken: bool
     rejected: int = 0
     message: str = ""
+    trouble: str = ""
+    passing: bool = False
+    pause: float = 0.0
 
 
 class Transport(Protocol):
@@ -80,20 +98,48 @@ def _answer(response: Any) -> Answer:
 
 
 class _Heard:
-    """Stands before the SDK's HTTP transport and keeps the body of the last response."""
+    """Stands before the SDK's HTTP transport and keeps what the last response said."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.is_connection_error: Callable[[Any], bool] = inner.is_connection_error
         self.close: Callable[[], None] = inner.close
-        self.body = b""
+        self._forget()
+
+    def _forget(self) -> None:
+        self.body, self.kind, self.pause = b"", "", 0.0
 
     def request(self, *args: Any, **options: Any) -> Any:
-        self.body = b""
+        self._forget()
         result = self._inner.request(*args, **options)
         if result.error is None:
             self.body = result.content()
+            headers = result.headers()
+            self.kind = headers.get("content-type") or ""
+            self.pause = _seconds(headers.get("retry-after"))
         return result
+
+
+def _seconds(retry_after: str | None) -> float:
+    """What a ``Retry-After`` asks for; 0 when it asks for nothing, or for what is over."""
+    try:
+        asked = float(retry_after or 0)
+    except ValueError:
+        try:
+            asked = parsedate_to_datetime(retry_after or "").timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return 0.0
+    return asked if math.isfinite(asked) and asked > 0 else 0.0
+
+
+def _not_taken(status: int | None, reason: str | None, error: Exception | None, pause: float) -> Answer:
+    """A request that was answered with something else than success, or not at all."""
+    if status is None:
+        return Answer(taken=False, trouble=type(error).__name__ if error is not None else "out of time")
+    words = " ".join((reason or "").split())[:_LONGEST_MESSAGE]
+    passing = status in _PASSING or 300 <= status < 400
+    asked = pause if status in _BUSY else 0.0
+    return Answer(taken=False, trouble=f"{status} {words}".rstrip(), passing=passing, pause=asked)
 
 
 def _http() -> Callable[[str | None], Transport]:
@@ -111,12 +157,15 @@ def _http() -> Callable[[str | None], Transport]:
             with self._metrics.export_operation(count) as operation:
                 if 0 < self._max_request_size < len(body):
                     operation.error = ValueError("the request is too large")
-                    return Answer(taken=False)
+                    return Answer(taken=False, trouble=f"a request of {len(body)} bytes is too large")
                 result = self._client.export(body)
                 # The SDK takes a redirect for success, and does not follow it.
                 if not result.success or not 200 <= (result.status_code or 0) < 300:
                     operation.error = result.error or ConnectionError(str(result.status_code))
-                    return Answer(taken=False)
+                    return _not_taken(result.status_code, result.reason, result.error, self._heard.pause)
+                if self._heard.kind.lower().startswith(_WEB_PAGE):
+                    operation.error = ConnectionError("a web page")
+                    return Answer(taken=False, trouble="a web page answers, and no receiver", passing=True)
             try:
                 return _answer(ExportLogsServiceResponse.FromString(self._heard.body))
             except Exception:  # noqa: BLE001 - protobuf's own error, and whatever a proxy answered
@@ -127,6 +176,7 @@ def _http() -> Callable[[str | None], Transport]:
 
 
 def _grpc() -> Callable[[str | None], Transport]:
+    from grpc import RpcError
     from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
@@ -140,20 +190,27 @@ def _grpc() -> Callable[[str | None], Transport]:
             self.answer = Answer(taken=True)
 
         def Export(self, request: bytes, **options: Any) -> None:
-            self.answer = _answer(self._call(request, **options))
+            try:
+                self.answer = _answer(self._call(request, **options))
+            except RpcError as error:
+                self.answer = _refusal(error)
+                raise
 
     class Grpc(OTLPLogExporter):
         def __init__(self, endpoint: str | None) -> None:
             self._count = 0
             self._stub_of_bytes: Stub | None = None
+            self._answer = Answer(taken=False)
             super().__init__(endpoint=endpoint)
             if self._stub_of_bytes is None:
                 raise AttributeError("_initialize_channel_and_stub is not called any more")
 
         def _initialize_channel_and_stub(self) -> None:
+            if self._stub_of_bytes is not None:  # for a new channel, after the old one's answer
+                self._answer = self._stub_of_bytes.answer
             super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call]  # the SDK does not annotate
-            # The SDK calls this again for a new channel.
             self._client = self._stub_of_bytes = Stub(self._channel)  # type: ignore[assignment]  # it says None
+            self._stub_of_bytes.answer = self._answer
 
         def _translate_data(self, data: Any) -> Any:
             return data
@@ -166,6 +223,26 @@ def _grpc() -> Callable[[str | None], Transport]:
             # Typed for records, which `_translate_data` would translate.
             taken = self._export(body) is self._result.SUCCESS  # type: ignore[arg-type]
             stub = self._stub_of_bytes
-            return stub.answer if taken and stub is not None else Answer(taken=False)
+            answer = Answer(taken=False) if stub is None else stub.answer
+            return answer if taken is answer.taken else Answer(taken=False)
 
     return Grpc
+
+
+def _refusal(error: Any) -> Answer:
+    """What a status of gRPC says."""
+    code = error.code()
+    name = code.name if code is not None else "UNKNOWN"
+    return Answer(taken=False, trouble=name, passing=name in _GRPC_PASSING, pause=_retry_info(error))
+
+
+def _retry_info(error: Any) -> float:
+    """Seconds that a receiver asks to be left alone for, as ``google.rpc.RetryInfo`` says."""
+    try:
+        from google.rpc.error_details_pb2 import RetryInfo
+
+        said = dict(error.trailing_metadata() or ()).get("google.rpc.retryinfo-bin")
+        delay = RetryInfo.FromString(said).retry_delay if said is not None else None
+        return 0.0 if delay is None else max(0.0, delay.seconds + delay.nanos / 1e9)
+    except Exception:  # noqa: BLE001 - a receiver may say anything
+        return 0.0

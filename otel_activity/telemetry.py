@@ -174,15 +174,20 @@ def _plain(value: Any) -> Any:
 
 
 _SUSPECT: Final = 3
-"""Failures of one record alone after which the records behind it are tried before it."""
+"""Failures of one record alone after which another one is tried: perhaps that fails as well."""
+_PROOFS: Final = 5
+"""How often in a row that other one must have been taken at once. A receiver that fails three times in four,
+whatever it gets, looks like this to one record in a hundred thousand."""
+_LONGEST_PAUSE: Final = 60.0
+"""Seconds that a receiver may keep us away for. It may ask for days, by mistake."""
 
 
 class _KeepTrying(LogRecordExporter):
     """Returns from `export` only when the batch was taken: the batch processor forgets what fails.
 
-    The SDK's exporters say only that they failed. A receiver may refuse a batch for its size, for ever, so
-    after a failure half as many records are sent. A record that fails alone, before and after others are
-    taken, is lost: it would keep back everything behind it.
+    A receiver may refuse a batch for its size, for ever, so after a failure half as many records are sent. A
+    record that fails alone, again and again, while others are taken in between, is lost: it would keep back
+    everything behind it. What fails because the receiver is busy says nothing about a record.
 
     Args:
         inner: the exporter.
@@ -197,6 +202,8 @@ class _KeepTrying(LogRecordExporter):
         self._renew = renew
         self._pid = os.getpid()
         self._lane = lane
+        self._known: ReadableLogRecord | None = None
+        """A record that was taken, to be sent once more where no other is there to compare with."""
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         if os.getpid() != self._pid:
@@ -211,17 +218,25 @@ class _KeepTrying(LogRecordExporter):
         return LogRecordExportResult.SUCCESS
 
     def _attempt(self, todo: _Portions) -> None:
-        portion = todo.next()
+        portion = todo.next(self._known)
         if self._inner.export(portion) is LogRecordExportResult.SUCCESS:
+            self._taken(todo, portion)
+            return
+        answer = self._inner.answer if isinstance(self._inner, OtlpLogExporter) else Answer(taken=False)
+        todo.failed(portion, blames=not answer.passing)
+        why = answer.trouble or "the exporter reported failure, see its own log lines"
+        raise ExportError(f"{self._lane.name}: {why}", pause=min(answer.pause, _LONGEST_PAUSE))
+
+    def _taken(self, todo: _Portions, portion: list[ReadableLogRecord]) -> None:
+        known, self._known = self._known, portion[0]
+        if portion[0] is not known:
             rejected, message = _rejected(self._inner, len(portion))
-            todo.taken(len(portion))
             self._lane.confirm(len(portion) - rejected)
             if rejected:
                 self._lane.lose(rejected, f"the receiver rejects them, of {_range(portion)}: {message}")
-        elif todo.refused():
-            self._lane.lose(1, f"the receiver refuses the record {_uid(portion[0])} and takes others")
-        else:
-            raise ExportError(f"{self._lane.name}: the exporter reported failure, see its own log lines")
+        guilty = todo.taken(portion)
+        if guilty is not None:
+            self._lane.lose(1, f"the receiver refuses the record {_uid(guilty)} and takes others")
 
     def shutdown(self) -> None:
         self._inner.shutdown()  # type: ignore[no-untyped-call]  # the SDK does not annotate it
@@ -237,36 +252,61 @@ class _Portions:
         self.records = list(batch)
         self._size = len(self.records)
         self._failures = 0
-        self._taken = 0
         self._suspects: dict[int, int] = {}
-        """Records that failed alone, by ``id()``, with how many others had been taken then."""
+        """Records that failed alone, by ``id()``; how often in a row another one was taken right after."""
+        self._accused: ReadableLogRecord | None = None
+        """The one that failed just now, while another one is tried."""
 
-    def next(self) -> list[ReadableLogRecord]:
+    def next(self, known: ReadableLogRecord | None) -> list[ReadableLogRecord]:
+        """What to send.
+
+        Args:
+            known: a record that was taken before.
+        """
+        if self._accused is not None:
+            others = (record for record in self.records if id(record) not in self._suspects)
+            other = next(others, known)
+            if other is not None:
+                return [other]
+            self._accused = None  # there is nothing to compare it with
         return self.records[: self._size]
 
-    def taken(self, count: int) -> None:
-        del self.records[:count]
-        self._taken += count
+    def taken(self, portion: list[ReadableLogRecord]) -> ReadableLogRecord | None:
+        """These were taken. A record that is to blame for its failures, and gone."""
+        sent = {id(record) for record in portion}
+        self.records = [record for record in self.records if id(record) not in sent]
         self._failures = 0
         self._size *= 2
+        accused, self._accused = self._accused, None
+        if accused is None:
+            return None
+        self._suspects[id(accused)] += 1
+        if self._suspects[id(accused)] < _PROOFS:
+            return None
+        self.records = [record for record in self.records if record is not accused]
+        return accused
 
-    def refused(self) -> bool:
-        """The portion failed. Whether its only record is to blame, which then is gone."""
-        if self._size > 1:
-            self._size = min(self._size, len(self.records)) // 2 or 1
-            return False
-        self._failures += 1
+    def failed(self, portion: list[ReadableLogRecord], *, blames: bool) -> None:
+        """These failed.
+
+        Args:
+            portion: them.
+            blames: whether that may lie in them.
+        """
+        accused, self._accused = self._accused, None
+        if accused is not None:  # others fail as well
+            self._suspects[id(accused)] = 0
+            return
+        if len(portion) > 1:
+            self._size = len(portion) // 2
+            return
+        self._failures = self._failures + 1 if blames else 0
         if self._failures < _SUSPECT:
-            return False
+            return
         self._failures = 0
-        before = self._suspects.get(id(self.records[0]))
-        if before is not None and self._taken > before:
-            del self.records[0]
-            return True
-        if before is None:
-            self._suspects[id(self.records[0])] = self._taken
+        self._accused = self.records[0]
+        self._suspects.setdefault(id(self._accused), 0)
         self.records.append(self.records.pop(0))
-        return False
 
 
 def _range(records: Sequence[ReadableLogRecord]) -> str:

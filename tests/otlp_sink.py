@@ -13,7 +13,7 @@ import grpc
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Sink", "python_value", "serving"]
 
@@ -27,6 +27,10 @@ class Sink(logs_service_pb2_grpc.LogsServiceServicer):
         refusals: how many requests it will refuse as bad.
         partial: ``(rejected, message)`` for each of the next answers.
         redirects: how many requests HTTP will answer with a redirect.
+        web_pages: how many requests HTTP will answer with a page for people.
+        never: ids of records for which it refuses a request as bad.
+        busy: asked before each request, whether it is too busy for that.
+        retry_after: what it says then, by HTTP.
     """
 
     def __init__(self) -> None:
@@ -34,12 +38,17 @@ class Sink(logs_service_pb2_grpc.LogsServiceServicer):
         self.headers: list[dict[str, str]] = []
         self.refusals = 0
         self.partial: list[tuple[int, str]] = []
-        self.redirects = 0
+        self.redirects = self.web_pages = 0
+        self.never: frozenset[str] = frozenset()
+        self.busy: Callable[[], bool] = lambda: False
+        self.retry_after: str | None = None
 
     def take(self, request: Any, headers: dict[str, str]) -> Any:
         """The answer, or None for a refusal."""
         if self.refusals:
             self.refusals -= 1
+            return None
+        if self.never & _ids(request):
             return None
         self.requests.append(request)
         self.headers.append({name.lower(): value for name, value in headers.items()})
@@ -51,6 +60,8 @@ class Sink(logs_service_pb2_grpc.LogsServiceServicer):
         return answer
 
     def Export(self, request: Any, context: Any) -> Any:
+        if self.busy():
+            context.abort(grpc.StatusCode.UNAVAILABLE, "too busy")
         headers = {key: str(value) for key, value in context.invocation_metadata()}
         answer = self.take(request, headers)
         if answer is None:
@@ -67,6 +78,17 @@ class Sink(logs_service_pb2_grpc.LogsServiceServicer):
             for scope in resource.scope_logs
             for record in scope.log_records
         ]
+
+
+def _ids(request: Any) -> set[str]:
+    return {
+        attribute.value.string_value
+        for resource in request.resource_logs
+        for scope in resource.scope_logs
+        for record in scope.log_records
+        for attribute in record.attributes
+        if attribute.key == "log.record.uid"
+    }
 
 
 @contextmanager
@@ -87,18 +109,28 @@ def serving(protocol: str) -> Iterator[tuple[str, str, Sink]]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if sink.redirects:
                 sink.redirects -= 1
-                self.send_response(307)
-                self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self._say(307, b"", Location="/elsewhere")
+                return
+            if sink.web_pages:
+                sink.web_pages -= 1
+                self._say(200, b"<html>Please log in</html>", **{"Content-Type": "text/html; charset=utf-8"})
+                return
+            if sink.busy():
+                asks = {} if sink.retry_after is None else {"Retry-After": sink.retry_after}
+                self._say(503, b"", **asks)
                 return
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             request = logs_service_pb2.ExportLogsServiceRequest.FromString(body)
             answer = sink.take(request, dict(self.headers)) if self.path == "/v1/logs" else None
             content = b"" if answer is None else answer.SerializeToString()
-            self.send_response(400 if answer is None else 200)
-            self.send_header("Content-Type", "application/x-protobuf")
+            status = 400 if answer is None else 200
+            self._say(status, content, **{"Content-Type": "application/x-protobuf"})
+
+        def _say(self, status: int, content: bytes, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from decimal import Decimal
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +21,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from otel_activity import semconv
 from otel_activity.codec import decode
 from otel_activity.codec.otlp import envelope, log_request
+from otel_activity.delivery import Backoff, Lane
 from otel_activity.events import Event, packed
 from otel_activity.telemetry import Pipeline, _LogRecord, otlp_exporter
 from tests.otlp_sink import Sink, python_value, serving
@@ -125,19 +128,32 @@ def test_a_text_remembered_for_one_attribute_is_not_taken_for_another() -> None:
 # --- to the receiver ------------------------------------------------------------------------------
 
 
-def deliver(endpoint: str, protocol: str, count: int) -> Pipeline:
-    """A pipeline after it has sent so many events, in one batch."""
+def pipeline(endpoint: str, protocol: str, **settings: int) -> Pipeline:
+    """A pipeline to a receiver that sends when it is told to, or when a batch is full."""
     road = Pipeline(
         Resource({"service.name": "billing"}),
-        schedule_delay=60_000,
-        batch_size=1000,
-        queue_size=1000,
-        export_timeout=5000,
+        **{
+            "schedule_delay": 60_000,
+            "batch_size": 1000,
+            "queue_size": 1000,
+            "export_timeout": 5000,
+            **settings,
+        },
         version="1",
     )
     road.add("otlp", otlp_exporter(endpoint, protocol))
-    for number in range(count):
-        road.emit(Event(id=f"id-{number}", name="activity.action", time=1000, attributes={"n": number}))
+    return road
+
+
+def emit(road: Pipeline, number: int) -> None:
+    road.emit(Event(id=f"id-{number}", name="activity.action", time=1000, attributes={"n": number}))
+
+
+def deliver(endpoint: str, protocol: str, events: int) -> Pipeline:
+    """A pipeline after it has sent so many events, in one batch."""
+    road = pipeline(endpoint, protocol)
+    for number in range(events):
+        emit(road, number)
     assert road.shutdown(time.monotonic() + 20) == 0
     return road
 
@@ -186,6 +202,109 @@ def test_a_redirect_is_no_success() -> None:
         (lane,) = deliver(endpoint, protocol, 5).lanes
     assert len({record.attributes[0].value.int_value for _, _, record in sink.records}) == 5
     assert (lane.confirmed, lane.dropped, lane.retries) == (5, 0, 2)
+
+
+def stored(sink: Sink) -> set[int]:
+    """Numbers of the records that arrived, however often."""
+    return {record.attributes[0].value.int_value for _, _, record in sink.records}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts follow each other at once, and none is repeated by the SDK."""
+    monkeypatch.setattr("otel_activity.telemetry.Lane", partial(Lane, backoff=Backoff(0.001, 0.002)))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "0.5")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_receiver_that_is_too_busy_for_most_requests_costs_no_record(
+    otlp: tuple[str, str, Sink],
+) -> None:
+    """Who is told to come again later is never to blame, however often, and although others are taken."""
+    endpoint, protocol, sink = otlp
+    asked = count(1)
+    sink.busy = lambda: next(asked) % 8 != 0
+    sink.retry_after = "0.01"
+    (lane,) = deliver(endpoint, protocol, 12).lanes
+    assert stored(sink) == set(range(12))
+    assert (lane.confirmed, lane.dropped) == (12, 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_record_that_is_refused_in_a_batch_of_its_own_is_lost_alone(
+    otlp: tuple[str, str, Sink], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that was taken before is sent once more to compare; then those behind can pass."""
+    endpoint, protocol, sink = otlp
+    sink.never = frozenset({"id-1"})
+    road = pipeline(endpoint, protocol, batch_size=1)
+    for number in range(4):
+        emit(road, number)
+    assert road.shutdown(time.monotonic() + 20) == 0
+    (lane,) = road.lanes
+    assert stored(sink) == {0, 2, 3}
+    assert (lane.confirmed, lane.dropped, lane.rejected) == (3, 1, 1)
+    assert "refuses the record id-1 and takes others" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_receiver_that_refuses_everything_is_not_believed(otlp: tuple[str, str, Sink]) -> None:
+    """When what it took before is refused as well, the receiver is at fault, and all is kept."""
+    endpoint, protocol, sink = otlp
+    road = pipeline(endpoint, protocol, batch_size=1)
+    (lane,) = road.lanes
+    emit(road, 0)
+    assert lane.wait_until_empty(10)
+    sink.refusals = 60
+    for number in range(1, 4):
+        emit(road, number)
+    assert road.shutdown(time.monotonic() + 20) == 0
+    assert stored(sink) == {0, 1, 2, 3}
+    assert (lane.confirmed, lane.dropped, lane.retries) == (4, 0, 60)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_web_page_is_no_confirmation() -> None:
+    """A proxy that answers 200 and shows a log-in page has stored nothing."""
+    with serving("http/protobuf") as (endpoint, protocol, sink):
+        sink.web_pages = 30
+        (lane,) = deliver(endpoint, protocol, 5).lanes
+    assert stored(sink) == set(range(5))
+    assert (lane.confirmed, lane.dropped, lane.retries) == (5, 0, 30)
+
+
+@pytest.mark.parametrize(
+    ("said", "paused"),
+    [
+        ("7", 7),
+        ("-5", 0),
+        ("soon", 0),
+        ("1e400", 0),
+        ("nan", 0),
+        ("864000", 60),
+        ("Thu, 01 Jan 1970 00:00:00", 0),
+    ],
+)
+def test_a_receiver_that_asks_for_a_pause_gets_it_within_reason(
+    said: str, paused: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Retry-After` is respected, up to a minute; what makes no sense is passed over."""
+    pauses: list[float] = []
+    whole = Lane._wait
+
+    def wait(self: Lane, delay: float, pause: float = 0.0) -> None:
+        pauses.append(pause)
+        whole(self, delay)
+
+    monkeypatch.setattr(Lane, "_wait", wait)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "0.5")
+    with serving("http/protobuf") as (endpoint, protocol, sink):
+        first = count()
+        sink.busy = lambda: next(first) < 1 if paused else next(first) < 3
+        sink.retry_after = said
+        deliver(endpoint, protocol, 1)
+    assert set(pauses) <= {paused}
+    assert stored(sink) == {0}
 
 
 def test_an_exporter_that_was_rebuilt_is_used_as_it_is(

@@ -347,16 +347,44 @@ def test_a_batch_that_is_too_large_for_the_receiver_goes_in_portions() -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_record_that_is_never_taken_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
-    """A record that fails alone, before and after others are taken, is counted as lost and named."""
+    """A record that fails alone, while others are taken in between, is counted as lost and named."""
     receiver = Limited(most=100, never=frozenset({"5"}))
     road = pipeline(schedule_delay=600_000)
     road.add("limited", receiver)
     for number in range(16):
         road.emit(event(number))
     assert road.shutdown(time.monotonic() + 30) == 0
-    assert sorted(map(int, receiver.taken)) == [number for number in range(16) if number != 5]
+    assert {int(taken) for taken in receiver.taken} == {number for number in range(16) if number != 5}
     assert (road.lanes[0].confirmed, road.lanes[0].dropped) == (15, 1)
     assert event(5).id in caplog.text
+
+
+@pytest.mark.usefixtures("impatient")
+def test_whatever_an_exporter_raises_does_not_end_the_exporting_thread() -> None:
+    """The SDK's thread dies of anything that is no `Exception`, and with it delivery for good."""
+
+    class Panic(BaseException):
+        pass
+
+    class Panicking(Limited):
+        left = 3
+
+        def export(self, batch: Sequence[Any]) -> LogRecordExportResult:
+            if self.left:
+                self.left -= 1
+                raise Panic
+            return super().export(batch)
+
+    receiver = Panicking(most=100)
+    road = pipeline(schedule_delay=1)
+    road.add("panicking", receiver)
+    road.emit(event(1))
+    assert road.lanes[0].wait_until_empty(10)
+    road.emit(event(2))
+    assert road.lanes[0].wait_until_empty(10)
+    assert receiver.taken == ["1", "2"]
+    assert road.lanes[0].retries == 3
+    road.shutdown(time.monotonic() + 10)
 
 
 @pytest.mark.usefixtures("impatient")

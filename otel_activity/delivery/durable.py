@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -31,7 +32,7 @@ from otel_activity.delivery.holding import (
     survivors,
     take_over,
 )
-from otel_activity.delivery.journal import Journal, JournalFull, orphans
+from otel_activity.delivery.journal import Journal, JournalFull, Kept, orphans
 from otel_activity.delivery.lane import log_safely
 from otel_activity.delivery.streams import taken_over
 from otel_activity.errors import ConfigurationError
@@ -55,8 +56,14 @@ __all__ = ["DurableDelivery"]
 _REPORTED: Final = Commit.REPORTED.value
 _ADOPT_EVERY: Final = 30.0
 """Seconds between two looks for journals of processes that died beside this one."""
+_MOST_BUSY: Final = 16
+"""Journals of dead processes that are delivered at once: each takes up to three descriptors."""
+_MOST_OPEN: Final = 128
+"""The same with those that wait for a database to be asked."""
 _SYNC_EVERY: Final = 1.0
 _OPEN_EVERY: Final = 5.0
+_READ_AGAIN: Final = 60.0
+"""Seconds that a unit is waited for which the disk does not give back."""
 _ENCODED: Final = 1024
 """Events encoded in the feeding thread before it turns to the lanes."""
 _UNANSWERED: Final = "wait until the database says what became of their transactions"
@@ -151,17 +158,21 @@ class DurableDelivery(Feeder):
         self._in = self._taken_in = 0
         self._loose_in = self._loose_out = 0
         self._loose_asked = 0
-        self.loose_released = self.loose_dropped = self.strict_released = 0
+        self.loose_released = self.loose_dropped = self.strict_released = self.bare_turned = 0
         # Each is counted up by one side only, so that the feeder needs no lock of a request.
         self._kept = self._let_go = 0
         self._adopted = threading.Event()
         self._adopt_at = self._sync_at = self._open_at = 0.0
         self._foreign: set[Path] = set()
+        self._kept_away: dict[Path, int] = {}
+        self._more = False
+        self._adopting: Journal | None = None
         self._by_word: list[tuple[Held, Event]] = []
         self._bare_out = 0
         self._bare_since: int | None = None
         self._bare_key = str(uuid_utils.uuid7())
         self._accounted = False
+        self._stuck_at: tuple[Held, float] | None = None
 
     def start(self) -> None:
         """Begin to deliver what dead processes left behind."""
@@ -169,8 +180,9 @@ class DurableDelivery(Feeder):
 
     def after_fork(self) -> None:
         """In a forked child: the journals are the parent's; one of its own is opened with the first unit."""
-        for source in self._sources:
-            source.journal.abandon()
+        taken = self._adopting
+        for journal in (*(source.journal for source in self._sources), *(() if taken is None else (taken,))):
+            journal.abandon()
         self._own = None
         self._sources = []
         if self._docket is not None:
@@ -484,7 +496,9 @@ class DurableDelivery(Feeder):
 
     def _line_up(self, road: Road, held: Held) -> None:
         """To the end of a road, unless that is full of what no journal keeps and leads nowhere now."""
-        if held.loose and road.loose + held.count > self._most_loose and not road.lane.works:
+        most = self._most_loose - held.count
+        full = road.loose > most if held.loose else held.bare and road.bare > most and self._in_the_way(road)
+        if full and not road.lane.works:
             road.turned_away(held)
             self._turned_away(road, held)
         else:
@@ -492,13 +506,29 @@ class DurableDelivery(Feeder):
 
     def _turned_away(self, road: Road, held: Held) -> None:
         road.lane.turn_away(held.count)
-        self._lost(QUEUE_FULL, held.count, exporter=road.name, first=held.sequence)
+        reason = JOURNAL_FULL if held.bare else QUEUE_FULL
+        self._lost(reason, held.count, exporter=road.name, first=held.sequence)
         self._spill(held)
+        if held.bare:
+            self.bare_turned += held.count
+            if held.unconfirmed == 0:
+                self._served(held)
 
     def _shed(self, road: Road) -> None:
-        """An exporter no longer works, and more waits for it than may."""
-        for held in road.shed(self._most_loose):
-            self._turned_away(road, held)
+        """If its exporter no longer works, and more waits for it in memory than may."""
+        most = self._most_loose
+        if road.loose > most and not road.lane.works:
+            for held in road.shed(most):
+                self._turned_away(road, held)
+        if road.bare > most and self._in_the_way(road):
+            for held in road.shed(most, bare=True):
+                self._turned_away(road, held)
+
+    def _in_the_way(self, road: Road) -> bool:
+        """Whether what no journal took, and waits for an exporter that is down, keeps the room of one that
+        works. Were all of them down, there would be nobody to make room for.
+        """
+        return not road.lane.works and any(other.lane.works for other in self._roads)
 
     # --- about the trail itself --------------------------------------------------------------
 
@@ -538,7 +568,7 @@ class DurableDelivery(Feeder):
 
     def _about_trail(self, event: Event) -> Held:
         lanes = len(self.lanes)
-        return Held(1, [event], lanes, lanes, commit=_REPORTED)
+        return Held(1, [event], lanes, lanes, commit=_REPORTED, about_trail=True)
 
     def _admit(self, held: Held) -> None:
         """Let it in whatever is full; called under the lock."""
@@ -558,13 +588,23 @@ class DurableDelivery(Feeder):
             return False
         return self._docket.ask(held)
 
+    def _not_asked(self, held: Held) -> None:
+        """A unit of a dead process waits for nobody's answer any more."""
+        if held.source is not None and not held.source.own:
+            with self._lock:
+                held.source.asked -= 1
+
     def _resolved(self, held: Held, verdict: Verdict) -> None:
         """The database said what became of a unit, or that it never will."""
         self._answered(held)
+        self._not_asked(held)
         if verdict is Verdict.COMMITTED:
             held.commit, held.error = Commit.PROVEN.value, None
         elif verdict is Verdict.ABORTED:
-            left = survivors(self._events(held))
+            events = self._events_in_the_end(held)
+            if events is None:
+                return  # the next process asks again
+            left = survivors(events)
             if not left:
                 self._abort(held)
                 return
@@ -572,6 +612,28 @@ class DurableDelivery(Feeder):
         else:
             self.undecided_units += 1
         self._release(held)
+
+    def _events_in_the_end(self, held: Held) -> list[Event] | None:
+        """As `_events`, in a thread that may wait until they can be read; None if that is after the end."""
+        while not self._closed:
+            try:
+                return self._events(held)
+            except OSError as error:
+                if not self._hopes_to_read(held, error):
+                    return []
+                time.sleep(TICK)
+        return None
+
+    def _hopes_to_read(self, held: Held, error: OSError) -> bool:
+        """Whether to wait for a unit that is on disk and cannot be read: a bad disk stays bad, and would hold
+        up all that is behind.
+        """
+        line = f"a unit cannot be read from the journal ({_reason(error)}); it waits there"
+        self._say("read", logging.ERROR, line)
+        now = time.monotonic()
+        if self._stuck_at is None or self._stuck_at[0] is not held:
+            self._stuck_at = held, now
+        return error.errno != errno.EIO or now - self._stuck_at[1] < _READ_AGAIN
 
     # --- the feeding thread ------------------------------------------------------------------
 
@@ -642,6 +704,8 @@ class DurableDelivery(Feeder):
                 if lane.pending >= road.limit:
                     break
                 road.events = self._decided_events(held)
+                if road.events is None:
+                    break
                 road.at = road.gone = 0
             while road.at < len(road.events) and lane.pending < lane.capacity:
                 event = road.events[road.at]
@@ -656,7 +720,7 @@ class DurableDelivery(Feeder):
                 break
             road.took(held)
             taken.append(held)
-        if road.loose > self._most_loose and not lane.works:
+        if max(road.loose, road.bare) > self._most_loose:
             self._shed(road)
         return taken
 
@@ -670,11 +734,17 @@ class DurableDelivery(Feeder):
                     self.loose_dropped += 1
             self._lost_one(event.attributes.get(semconv.SEQUENCE))
 
-    def _decided_events(self, held: Held) -> list[Event]:
-        """The events of a released unit as they go out."""
+    def _decided_events(self, held: Held) -> list[Event] | None:
+        """The events of a released unit as they go out; None when they cannot be read just now."""
         if held.events is not None:
             return held.events
-        events = decided(self._events(held), held)
+        try:
+            events = decided(self._events(held), held)
+        except OSError as error:
+            if self._hopes_to_read(held, error):
+                return None
+            events = []
+        self._stuck_at = None
         if len(events) != held.count:
             self._unreadable(held)
             return []
@@ -683,12 +753,16 @@ class DurableDelivery(Feeder):
         return events
 
     def _events(self, held: Held) -> list[Event]:
-        """The events of a unit, read back from the journal if they are not in memory."""
+        """The events of a unit, read back from the journal if they are not in memory; none if they are lost.
+
+        Raises:
+            OSError: they are there, and cannot be read just now: no more descriptors, no permission.
+        """
         if held.events is not None:
             return held.events
         source, place = held.source, held.place
         if source is not None and place is not None:
-            with suppress(OSError, ValueError):
+            with suppress(ValueError):
                 payload = source.journal.read(place)
                 if payload is not None:
                     return list(decode_unit(payload)[0])
@@ -698,6 +772,7 @@ class DurableDelivery(Feeder):
         self.lost_records += 1
         self.lost_events += held.count
         self.dropped += held.count
+        self._vanished += held.count
         self._lost(DAMAGED, held.count, first=held.sequence or None)
         line = "otel_activity: a unit of %d events can no longer be read from the journal %s; it is lost"
         path = held.source.journal.path if held.source is not None else ""
@@ -749,6 +824,11 @@ class DurableDelivery(Feeder):
                     self._sources.remove(source)
                     source.journal.close(remove=True)
                     self._foreign.discard(source.journal.path)
+                elif source.served:
+                    source.save()
+                    self._sources.remove(source)
+                    self._kept_away[source.journal.path] = source.kept
+                    source.journal.leave_for(source.absent, source.kept)
                 else:
                     source.save()
             except OSError as error:
@@ -772,28 +852,55 @@ class DurableDelivery(Feeder):
 
     def _adopt_if_due(self) -> None:
         now = time.monotonic()
-        if now < self._adopt_at or self._closed:
+        if self._closed or now < self._adopt_at or (self._more and not self._may_adopt):
             return
         self._adopt_at = now + _ADOPT_EVERY
         try:
             # This process's own locks are not tried: another descriptor of the file would be refused anyway.
             self._foreign.update(source.journal.path for source in self._sources)
-            for home in self._homes:
-                self._adopt_all(home)
+            for path in [path for path in self._kept_away if not path.exists()]:
+                self._foreign.discard(path)
+                del self._kept_away[path]
+            self._more = any(self._adopt_all(home) for home in self._homes)
         except OSError as error:
             line = f"journals of dead processes cannot be read ({_reason(error)})"
             self._say("adopt", logging.ERROR, line)
         finally:
             self._adopted.set()
+        if self._more:
+            self._adopt_at = now
 
-    def _adopt_all(self, home: Path) -> None:
-        count = 0
-        for journal in orphans(home, self._foreign):
+    @property
+    def _may_adopt(self) -> bool:
+        """Whether there is room for another journal: a host that has left thousands must not use up the
+        descriptors of the process that finds them.
+        """
+        others = [source for source in tuple(self._sources) if not source.own]
+        return len(others) < _MOST_OPEN and sum(source.busy for source in others) < _MOST_BUSY
+
+    def _adopt_all(self, home: Path) -> bool:
+        """Take over the journals of one service; whether some are left for later."""
+        count, more = 0, False
+        mine = {*(road.name for road in self._roads), *self._given_up}
+        for journal in orphans(home, self._foreign, mine, self._leave):
+            more = not self._may_adopt
+            if more:
+                journal.abandon()
+                break
+            self._adopting = journal
             self._foreign.add(journal.path)
             count += self._adopt(journal)
+            self._adopting = None
         if count:
             line = "otel_activity: %d events that dead processes left in %s are taken over, for delivery here"
             log_safely(logging.WARNING, line, count, home)
+        return more
+
+    def _leave(self, kept: Kept) -> None:
+        """Remember a journal that is there for others."""
+        self._foreign.add(kept.path)
+        self._kept_away[kept.path] = kept.units
+        self._say_kept(kept.path, kept.absent)
 
     def _adopt(self, journal: Journal) -> int:
         """Take over one journal; how many events it holds."""
@@ -839,11 +946,12 @@ class DurableDelivery(Feeder):
     def _adopt_undecided(self, held: Held) -> None:
         """A dead process left a unit between prepare and mark."""
         source = held.source
-        if self._docket is not None and source is not None:
-            with suppress(OSError, ValueError):
-                held.proof = held.proof_in(source.journal)
+        if source is not None:
+            with self._lock:
+                source.asked += 1
         if self._ask(held):
             return
+        self._not_asked(held)
         self.undecided_units += 1
         with self._lock:
             if source is not None:
@@ -854,14 +962,7 @@ class DurableDelivery(Feeder):
     def _report(self, found: TakenOver) -> None:
         path, losses = found.source.journal.path, found.losses
         if found.absent:
-            names = ", ".join(found.absent)
-            log_safely(
-                logging.WARNING,
-                "otel_activity: the journal %s is kept: %s, which this process does not have, has not "
-                "confirmed all of it; run otel-activity relay --journal with that exporter, or with "
-                "--without %s to give it up",
-                *(path, names, found.absent[0]),
-            )
+            self._say_kept(path, found.absent)
         self.lost_bytes += losses.bytes
         self.lost_records += losses.records
         self.lost_events += losses.events
@@ -879,23 +980,42 @@ class DurableDelivery(Feeder):
                 losses.events,
             )
 
+    @staticmethod
+    def _say_kept(path: Path, absent: Sequence[str]) -> None:
+        log_safely(
+            logging.WARNING,
+            "otel_activity: the journal %s is kept: %s, which this process does not have, has not "
+            "confirmed all of it; run otel-activity relay --journal with that exporter, or with "
+            "--without %s to give it up",
+            *(path, ", ".join(absent), absent[0]),
+        )
+
     # --- the end -----------------------------------------------------------------------------
 
     def flush(self, timeout: float, poke: Callable[[], None]) -> bool:
         """As `Feeder.flush`; what dead processes left, and what is still undecided, counts as well."""
         deadline = time.monotonic() + timeout
         while not self._adopted.is_set() and not self._closed and time.monotonic() < deadline:
-            thread = self._thread
-            if thread is None or not thread.is_alive():
-                self._pump()
-            else:
-                self._wake.set()
-                self._adopted.wait(0.002)
+            self._hurry()
+            self._adopted.wait(0.002)
         asked = True
         if self._docket is not None and not self._docket.wait(0.0):
             poke()
             asked = self._docket.wait(deadline)
-        return super().flush(max(0.0, deadline - time.monotonic()), poke) and asked
+        done = super().flush(max(0.0, deadline - time.monotonic()), poke)
+        while done and self._more and time.monotonic() < deadline:
+            self._hurry()
+            time.sleep(0.002)
+            done = super().flush(max(0.0, deadline - time.monotonic()), poke)
+        return done and asked and not self._more
+
+    def _hurry(self) -> None:
+        """Have the feeding thread look now; where there is none, look here."""
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            self._pump()
+        else:
+            self._wake.set()
 
     def _confirmed(self) -> None:
         """Write the cursors: the process may be ended by a signal right after its flush."""
@@ -995,12 +1115,12 @@ class DurableDelivery(Feeder):
             log_safely(logging.ERROR, line, lost)
 
     def _deliveries(self) -> dict[str, dict[str, int]]:
-        loose, strict = self.loose_released, self.strict_released
+        loose, strict, bare = self.loose_released, self.strict_released, self.bare_turned
         return {
-            "best_effort": {"released": loose, "dropped": self.loose_dropped + self._on_the_way},
+            "best_effort": {"released": loose, "dropped": self.loose_dropped + self._on_the_way - bare},
             "durable": {
                 "released": self.released - loose - strict,
-                "dropped": self.dropped - self.loose_dropped,
+                "dropped": self.dropped - self.loose_dropped + bare,
             },
             "strict": {"released": strict, "dropped": 0},
         }
@@ -1008,13 +1128,14 @@ class DurableDelivery(Feeder):
     def metrics(self) -> dict[str, Any]:
         """Counters for `get_queue_metrics`."""
         sources = tuple(self._sources)
+        left = sum(tuple(self._kept_away.values()))
         return {
             **super().metrics(),
             "journal": {
                 "bytes": sum(source.journal.size for source in sources),
                 "segments": sum(source.journal.segments for source in sources),
-                "units": sum(source.open for source in sources),
-                "kept": sum(source.kept for source in sources),
+                "units": sum(source.open for source in sources) + left,
+                "kept": sum(source.kept for source in sources) + left,
                 "asked": 0 if self._docket is None else self._docket.units,
                 "adopted": self.adopted,
                 "unjournaled": self.unjournaled,

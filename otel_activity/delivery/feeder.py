@@ -136,6 +136,7 @@ class Feeder:
     def _reset(self) -> None:
         """Empty, as in a new process."""
         self.released = self.dropped = self.undecided_units = 0
+        self._vanished = 0
         self._fed = 0
         self._said: dict[str, float] = {}
         self._aside: deque[Event] = deque()
@@ -356,6 +357,7 @@ class Feeder:
 
     def _lost_one(self, sequence: int | None = None) -> None:
         self.dropped += 1
+        self._vanished += 1
         self._lost(NOT_ENCODED, 1, first=sequence)
         line = f"internal error while encoding an event; it is lost ({self.dropped} dropped so far)"
         self._say("encode", logging.ERROR, line, exc_info=True)
@@ -377,7 +379,7 @@ class Feeder:
         deadline = time.monotonic() + timeout
         owed = self._unsaid  # perhaps the feeding thread says it meanwhile
         entered = self._entered
-        dropped = [lane.dropped for lane in self.lanes]
+        lost = self._lost_after_release
         self._wake.set()
         self._wait_fed(entered, deadline)
         poke()
@@ -389,9 +391,14 @@ class Feeder:
             self._wait_fed(self._entered, deadline)
             poke()
             left = self._all_left(deadline, poke)
-        done = all(left) and dropped == [lane.dropped for lane in self.lanes]
+        done = all(left) and lost == self._lost_after_release
         self._confirmed()
         return done
+
+    @property
+    def _lost_after_release(self) -> int:
+        """Events that were let in, and that some exporter will never have."""
+        return self._vanished + sum(lane.dropped for lane in self.lanes)
 
     def _all_left(self, deadline: float, poke: Callable[[], None]) -> list[bool]:
         marks = [lane.entered for lane in self.lanes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -212,6 +213,7 @@ class Held(msgspec.Struct, eq=False, gc=False):
         late: the unit whose entries are to be encoded when it is fed.
         entered: it was let in; whoever was interrupted since and begins again does not let it in twice.
         asked: it is in memory alone, and counts among those that wait for the database.
+        about_trail: it tells of losses or of the stream.
     """
 
     count: int
@@ -234,11 +236,19 @@ class Held(msgspec.Struct, eq=False, gc=False):
     late: Unit | None = None
     entered: bool = False
     asked: bool = False
+    about_trail: bool = False
 
     @property
     def number(self) -> int:
         """Of its prepared record; -1 when it is not in a journal."""
         return -1 if self.place is None else self.place.number
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is in memory alone, and not by choice: no journal took it. What tells of such a loss is
+        not to be lost by it.
+        """
+        return self.source is None and not (self.loose or self.outboxed or self.about_trail)
 
     def proof_in(self, journal: Journal) -> Proof | None:
         """By what the database can be asked about it, as the journal says.
@@ -258,6 +268,8 @@ class Source:
         own: whether this process writes it.
         origin: resource of the process that wrote it, if that is another one and known.
         kept: units that only exporters need which this process does not have.
+        asked: units whose fate the database is being asked about; of a journal that was taken over.
+        absent: those exporters.
     """
 
     def __init__(self, journal: Journal, *, own: bool) -> None:
@@ -266,6 +278,8 @@ class Source:
         resource = None if own else journal.about().get("resource")
         self.origin: dict[str, Any] | None = resource if isinstance(resource, dict) else None
         self.kept = 0
+        self.asked = 0
+        self.absent: Sequence[str] = ()
         self._cursors: dict[str, int] = {}
         self._changed = False
         self._finished = 0
@@ -274,6 +288,16 @@ class Source:
     def open(self) -> int:
         """Units that are not finished."""
         return self.journal.begun - self._finished
+
+    @property
+    def served(self) -> bool:
+        """Whether this process has done what it can for a journal that it took over, and others need it."""
+        return not self.own and 0 < self.kept == self.open
+
+    @property
+    def busy(self) -> bool:
+        """Whether exporters of this process need something that is known to have happened."""
+        return self.open > self.kept + self.asked
 
     @property
     def done(self) -> bool:
@@ -323,6 +347,7 @@ class Road:
         at: how many of these were handed over.
         gone: how many of those the lane never got, because they could not be emitted.
         loose: events of the units to do that are in memory alone by choice.
+        bare: the same of those that no journal took.
     """
 
     def __init__(self, lane: Lane) -> None:
@@ -332,7 +357,7 @@ class Road:
         self.events: list[Event] | None = None
         self.at = 0
         self.gone = 0
-        self.loose = 0
+        self.loose = self.bare = 0
         self._taken: deque[tuple[int, Held]] = deque()
         self._fed = 0
 
@@ -347,35 +372,48 @@ class Road:
         self.todo.append(held)
         if held.loose:
             self.loose += held.count
+        elif held.bare:
+            self.bare += held.count
 
     def took(self, held: Held) -> None:
         """The lane has taken the first unit whole."""
         self.todo.popleft()
         if held.loose:
             self.loose -= held.count
+        elif held.bare:
+            self.bare -= held.count
         self._fed += self.at - self.gone
         self._taken.append((self._fed, held))
         self.events = None
         held.untaken -= 1
 
-    def shed(self, most: int) -> list[Held]:
+    def shed(self, most: int, *, bare: bool = False) -> list[Held]:
         """Take away what would keep more than so many events in memory for a lane that does not work.
 
         A unit in a journal can wait there. One that is being handed over stays.
+
+        Args:
+            most: events that may stay.
+            bare: what no journal took, rather than what is in memory alone by choice.
         """
         kept = 0
         todo: deque[Held] = deque()
         gone: list[Held] = []
         fed = None if self.events is None else self.todo[0]
         for held in self.todo:
-            if held.loose and held is not fed and kept + held.count > most:
+            counts = held.bare if bare else held.loose
+            if counts and held is not fed and kept + held.count > most:
                 gone.append(held)
                 continue
-            kept += held.count if held.loose else 0
+            kept += held.count if counts else 0
             todo.append(held)
         for held in gone:
             self.turned_away(held)
-        self.todo, self.loose = todo, kept
+        self.todo = todo
+        if bare:
+            self.bare = kept
+        else:
+            self.loose = kept
         return gone
 
     @staticmethod
@@ -449,6 +487,8 @@ def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[s
         held.elsewhere = any(cursors.get(name, -1) < held.mark for name in absent)
     undecided = list(waiting.values())
     for held in undecided:
+        with suppress(ValueError):
+            held.proof = held.proof_in(journal)
         held.error = DAMAGED if losses else NO_MARK
         held.elsewhere = bool(absent)
     # What all of its exporters had was done with: one that came later has no claim to it. (An older version
@@ -464,6 +504,7 @@ def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[s
         left.append(last_words)
     if not any(held.elsewhere for held in (*released, *undecided)):
         absent = []
+    source.absent = absent
     return TakenOver(source, left, undecided, losses, absent)
 
 

@@ -37,16 +37,18 @@ from otel_activity.delivery.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["ON_PAGE", "Journal", "JournalFull", "Losses", "Place", "orphans"]
+__all__ = ["ON_PAGE", "Journal", "JournalFull", "Kept", "Losses", "Place", "orphans"]
 
 _logger: Final = logging.getLogger("otel_activity")
 _LOCK: Final = "lock"
 _ABOUT: Final = "about.json"
 _LOSSES: Final = "losses"
 _SUFFIX: Final = ".seg"
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What says nothing about a file, and passes."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LARGEST_SEGMENT: Final = 8 << 20
 """Large enough that a new file is rare, small enough to be read whole when it is adopted."""
@@ -154,13 +156,33 @@ ON_PAGE: Final = Place(-1, -1, 0, 0)
 """A record that is no record: what the page says."""
 
 
-def orphans(home: Path, known: set[Path]) -> Iterator[Journal]:
+class Kept(NamedTuple):
+    """A journal that was left for exporters which whoever had it last does not have."""
+
+    path: Path
+    absent: list[str]
+    """These exporters."""
+    units: int
+    """That they need."""
+
+
+def orphans(
+    home: Path,
+    known: set[Path],
+    exporters: Collection[str] = (),
+    kept: Callable[[Kept], None] | None = None,
+) -> Iterator[Journal]:
     """The journals of dead processes below `home`, taken over, the oldest first.
 
     Args:
         home: directory with one directory for each process.
         known: journals that this process holds; their locks must not be touched. One that cannot be opened
             is added, so that it is reported once.
+        exporters: of this process, and those that nobody is to wait for.
+        kept: told of journals that wait for others alone; without it they are taken over as well.
+
+    Raises:
+        OSError: there are no more descriptors, or the directory cannot be read.
     """
     try:
         paths = sorted(path for path in home.iterdir() if is_journal(path))
@@ -170,13 +192,27 @@ def orphans(home: Path, known: set[Path]) -> Iterator[Journal]:
         if path in known:
             continue
         try:
-            journal = _adopted(path)
+            left = None if kept is None else _kept_for_others(path, exporters)
+            journal = _adopted(path) if left is None else None
         except OSError as error:
+            if error.errno in _PASSING:
+                raise
             known.add(path)
             _logger.error("otel_activity: the journal %s cannot be opened (%s)", path, error.strerror)
             continue
-        if journal is not None:
+        if left is not None and kept is not None:
+            kept(left)
+        elif journal is not None:
             yield journal
+
+
+def _kept_for_others(path: Path, exporters: Collection[str]) -> Kept | None:
+    try:
+        said = (path / _LOCK).read_bytes()
+        absent, units = msgspec.json.decode(said, type=tuple[list[str], int])
+    except (FileNotFoundError, ValueError):
+        return None
+    return None if any(name in exporters for name in absent) else Kept(path, absent, units)
 
 
 def is_journal(path: Path) -> bool:
@@ -320,6 +356,20 @@ class Journal:
     def forget_losses(self) -> None:
         """Remove the page: what it says is written elsewhere."""
         (self.path / _LOSSES).unlink(missing_ok=True)
+
+    def leave_for(self, absent: Sequence[str], units: int) -> None:
+        """Give up a journal that only exporters need which this process does not have.
+
+        The lock file says so: who lacks them, too, need not read all of it only to find that out.
+
+        Raises:
+            OSError: it cannot be written; the journal is given up all the same.
+        """
+        try:
+            os.ftruncate(self._owner, 0)
+            os.write(self._owner, msgspec.json.encode((list(absent), units)))
+        finally:
+            self.close(remove=False)
 
     def _files(self) -> Iterator[Path]:
         return (found for found in self.path.glob(f"*{_SUFFIX}") if found.stem.isdigit())
@@ -502,13 +552,22 @@ class Journal:
         """Sync every record there is now; called under the lock of those who sync."""
         with self.lock:
             last = self._next - 1
-            self._dirty = False
-            descriptors, self._retired = self._retired, []
-            if self._descriptor is not None:
-                descriptors.append(os.dup(self._descriptor))
+            descriptors = self._unsynced_files()
         if self._sync_these(descriptors) is not None:
             self._unsynced = [*self._unsynced[-_MOST_UNSYNCED:], (self._synced + 1, last)]
         self._synced = max(self._synced, last)
+
+    def _unsynced_files(self) -> list[int]:
+        """Descriptors of what was written and not synced, for whoever syncs and closes them; under the lock.
+
+        Raises:
+            OSError: there are no more descriptors. Nothing has changed then.
+        """
+        # A copy of the current one, so that appending goes on, and may even begin another segment, meanwhile.
+        current = [] if self._descriptor is None else [os.dup(self._descriptor)]
+        descriptors, self._retired = [*self._retired, *current], []
+        self._dirty = False
+        return descriptors
 
     @staticmethod
     def _sync_these(descriptors: list[int]) -> OSError | None:
@@ -537,11 +596,7 @@ class Journal:
         if self._fsync != "interval" or not self._dirty or not self.lock.acquire(timeout=_WAIT):
             return
         try:
-            self._dirty = False
-            descriptors, self._retired = self._retired, []
-            if self._descriptor is not None:
-                # A copy, so that appending goes on, and may even begin another segment, meanwhile.
-                descriptors.append(os.dup(self._descriptor))
+            descriptors = self._unsynced_files()
         finally:
             self.lock.release()
         trouble = self._sync_these(descriptors)
@@ -587,12 +642,15 @@ class Journal:
         """The payload of a record; None when it is not there any more, or damaged.
 
         Raises:
-            OSError: the segment cannot be read.
+            OSError: the segment is there, and cannot be read.
         """
         if place is ON_PAGE:
             return self.losses()
-        with self._reading:
-            data, start = self._window(place)
+        try:
+            with self._reading:
+                data, start = self._window(place)
+        except FileNotFoundError:
+            return None
         record = parse(data, place.offset - start)
         return record.payload if record is not None and record.number == place.number else None
 

@@ -179,12 +179,16 @@ class Lane:
         while not self._out_of_time():
             self._since = time.monotonic()
             self.breaker.trying()
+            pause = 0.0
             try:
                 attempt()
             except ExportError as error:
                 self._attempted(error)
                 self._failed(str(error))
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - see above
+                pause = error.pause
+            except BaseException as error:
+                if not self._survives(error):
+                    raise
                 self._attempted(error)
                 self._failed(f"{type(error).__name__} in the exporter")
                 log_safely(logging.DEBUG, "otel_activity: %s raised", self.name, exc_info=True)
@@ -197,10 +201,19 @@ class Lane:
                 return True
             finally:
                 self._since = None
-            self._wait(self.breaker.failed())
+            self._wait(self.breaker.failed(), pause)
         # A later batch may still get through: what it settles does not stand for this one.
         self._gave_up = True
         return False
+
+    @staticmethod
+    def _survives(error: BaseException) -> bool:
+        """Whether to try again whatever this is: it would end the exporting thread, and with it all delivery.
+        In the main thread, where a pipeline of somebody else may export, Ctrl-C is Ctrl-C.
+        """
+        return isinstance(error, (Exception, SystemExit)) or (
+            threading.current_thread() is not threading.main_thread()
+        )
 
     def _attempted(self, error: BaseException | None) -> None:
         if self.attempted is None or self._since is None:
@@ -270,10 +283,15 @@ class Lane:
     def _out_of_time(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
 
-    def _wait(self, delay: float) -> None:
-        """Wait before the next attempt, not beyond the time for shutting down."""
+    def _wait(self, delay: float, pause: float = 0.0) -> None:
+        """Wait before the next attempt, not beyond the time for shutting down.
+
+        Args:
+            delay: seconds.
+            pause: seconds that the receiver asked for; not while the process ends, for it is the last chance.
+        """
         if self._deadline is None:
-            self._stop.wait(delay)
+            self._stop.wait(pause + delay)  # not all processes at the same instant
         if self._deadline is not None:
             time.sleep(max(0.0, min(delay, self._deadline - time.monotonic())))
 

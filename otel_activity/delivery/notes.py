@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from otel_activity.delivery.holding import PREPARED, RELEASED, Held, decode_unit, encode_release, encode_unit
@@ -20,6 +21,8 @@ __all__ = ["Note", "leave", "notebook", "notes"]
 
 _NOTE: Final = "note"
 _BOUND: Final = 1 << 20
+_AT_ONCE: Final = 32
+"""Notes that one process takes: each keeps a descriptor until it is delivered. The next one takes more."""
 
 
 class Note(NamedTuple):
@@ -62,7 +65,7 @@ def notes(home: Path) -> Iterator[Note]:
         return
     try:
         others = {path for path in home.iterdir() if not _is_note(path)}
-        for journal in orphans(home, others):
+        for journal in islice(orphans(home, others), _AT_ONCE):
             events: list[Event] = []
             for record, _ in journal.recover(Losses()):
                 if record.kind == PREPARED:
