@@ -35,6 +35,7 @@ INDENT: Final = "    "
 _WEB_EVENTS: Final = frozenset(
     {semconv.REQUEST, semconv.AUTH_LOGIN, semconv.AUTH_LOGOUT, semconv.AUTH_FAILED}
 )
+_STREAM_EVENTS: Final = frozenset({semconv.STREAM_OPENED, semconv.STREAM_BEAT, semconv.STREAM_CLOSED})
 STACKED_BELOW: Final = 110
 """Terminals narrower than this show an event's changes on a line of their own."""
 MOST_TYPES: Final = 20
@@ -129,6 +130,10 @@ def _fields(event: Event) -> Iterator[tuple[str, str]]:
         yield "error", _text(event, semconv.ERROR_TYPE)
     if event.name in _WEB_EVENTS:
         yield from _request_fields(event)
+    if event.name == semconv.GAP:
+        yield from _gap_fields(event)
+    if event.name in _STREAM_EVENTS and isinstance(service := getattr(event, "service", None), str):
+        yield "service", printable(service)
     changes = event.attributes.get(semconv.CHANGES)
     if isinstance(changes, dict):
         for name, sides in changes.items():
@@ -141,6 +146,15 @@ def _fields(event: Event) -> Iterator[tuple[str, str]]:
         yield "details", _text(event, semconv.DETAILS)
     if semconv.REASON in event.attributes:
         yield "reason", _text(event, semconv.REASON)
+
+
+def _gap_fields(event: Event) -> Iterator[tuple[str, str]]:
+    """Of a loss, how much, why, and for which exporter."""
+    estimate = "about " if event.attributes.get(semconv.GAP_ESTIMATE) else ""
+    known = filter(None, (_text(event, semconv.GAP_COUNT), _text(event, semconv.GAP_REASON)))
+    yield "lost", f"{estimate}{', '.join(known)}"
+    if semconv.GAP_EXPORTER in event.attributes:
+        yield "exporter", _text(event, semconv.GAP_EXPORTER)
 
 
 def _request_fields(event: Event) -> Iterator[tuple[str, str]]:

@@ -382,6 +382,25 @@ def test_blank_variables_are_as_if_they_were_not_set(store_dsn: str) -> None:
     assert "not checked: no OTEL_ACTIVITY_POSTGRES_DSN" in run("doctor", **blank).stdout
 
 
+def test_a_loss_and_a_stream_say_what_they_are(store_dsn: str) -> None:
+    """The line of a gap record says how much was lost and why; that of a stream, whose it is."""
+    base = now()
+    gap = {"activity__gap__count": 132, "activity__gap__reason": "queue full"}
+    killed = {"activity__gap__estimate": True, "activity__gap__exporter": "otlp"}
+    store(
+        store_dsn,
+        [
+            make_event(base, name=semconv.GAP, **gap),
+            make_event(base + 1000, name=semconv.GAP, **gap, **killed),
+            make_event(base + 2000, name=semconv.STREAM_CLOSED),
+        ],
+    )
+    closed, estimate, lost = run("search", dsn=store_dsn).stdout.splitlines()[1:]
+    assert closed.endswith("service: board")
+    assert estimate.endswith("lost: about 132, queue full, exporter: otlp")
+    assert lost.endswith("lost: 132, queue full")
+
+
 def test_a_long_name_does_not_move_every_line_of_a_file(store_dsn: str) -> None:
     """In a file one long id widens its own line alone."""
     base = now()
