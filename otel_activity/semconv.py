@@ -33,6 +33,9 @@ STREAM_REPEATED: Final = "activity.stream.repeated"
 
 # record
 RECORD_UID: Final = "log.record.uid"
+RECORD_ORIGINAL: Final = "log.record.original"
+REFUSED: Final = "activity.refused"
+"""In a resource: why it, or a part of it, could not be stored."""
 ACTIVITY_SCHEMA_VERSION: Final = "activity.schema.version"
 
 # action and outcome

@@ -11,6 +11,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
+from otel_activity import semconv
 from otel_activity.codec.lines import origin_of
 from otel_activity.codec.packed import PackedLines
 from otel_activity.codec.rows import json_text
@@ -243,7 +244,7 @@ class EventWriter:
             if not is_data_error(error):
                 raise
             # Attributes that jsonb refuses must not keep the events out.
-            reason = {"service.name": resource.service_name, "activity.refused": str(error)}
+            reason = {"service.name": resource.service_name, semconv.REFUSED: str(error)}
             self._insert_resource(key, reason)
 
     def _insert_resource(self, key: str, attributes: dict[str, Any]) -> None:

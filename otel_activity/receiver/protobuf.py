@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import time
+from binascii import b2a_base64
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -46,8 +47,13 @@ _LIMIT: Final = 1 << 16
 _SMALL: Final = MAX_VALUES * 2
 """Bytes of a record that the fast way reads: a value has at least two, so there is nothing to count."""
 _CHANGES: Final = semconv.CHANGES.encode()
-_TRACE_SIZES: Final = frozenset({0, 16})
-_SPAN_SIZES: Final = frozenset({0, 8})
+_PREFIX: Final = PREFIX.encode()
+_TRACE_SIZE: Final = 16
+_SPAN_SIZE: Final = 8
+_UNREADABLE: Final = (UnicodeDecodeError, BadRequest)
+"""What one record does that is OTLP and yet cannot be read: the others of its request are not to blame."""
+_DAMAGED: Final = (DecodeError, IndexError, struct.error)
+"""What a request does that is not OTLP."""
 _BREATH: Final = 256
 _BREATH_BYTES: Final = 1 << 18
 """Fields or values, and bytes of records, between two chances for other threads."""
@@ -56,7 +62,7 @@ _DOUBLE: Final = struct.Struct("<d")
 
 
 def _record_class() -> Any:
-    """``LogRecord`` of OTLP without what events do not have (body, severity text) and with raw attributes."""
+    """``LogRecord`` of OTLP without what events do not have (body, severity text), its texts undecoded."""
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="record.proto", package="otel_activity", syntax="proto3")
     message = file.message_type.add(name="Record")
@@ -68,7 +74,7 @@ def _record_class() -> Any:
         ("trace_id", 9, kinds.TYPE_BYTES, kinds.LABEL_OPTIONAL),
         ("span_id", 10, kinds.TYPE_BYTES, kinds.LABEL_OPTIONAL),
         ("observed", 11, kinds.TYPE_FIXED64, kinds.LABEL_OPTIONAL),
-        ("name", 12, kinds.TYPE_STRING, kinds.LABEL_OPTIONAL),
+        ("name", 12, kinds.TYPE_BYTES, kinds.LABEL_OPTIONAL),
     ):
         message.field.add(name=name, number=number, type=kind, label=label)
     pool = descriptor_pool.DescriptorPool()
@@ -93,9 +99,13 @@ class ProtobufDecoder:
     def decode(self, body: bytes) -> Decoded:
         """An ``ExportLogsServiceRequest``.
 
+        A record that cannot be read (a text is not UTF-8, it is nested too deep, it has too many values) is a
+        row that cannot be stored, with the reason. A Collector joins the records of many senders and drops
+        a request that is refused, so one of them must not cost the others.
+
         Raises:
             BadRequest: it is none.
-            TooLarge: it has too many records or values.
+            TooLarge: it has too many records.
         """
         decoded = Decoded()
         try:
@@ -103,10 +113,8 @@ class ProtobufDecoder:
                 if number == 1:
                     decoded.count_part()
                     self._resource_logs(decoded, body, start, end)
-        except (DecodeError, IndexError, struct.error):
+        except _DAMAGED:
             raise BadRequest("the protobuf is damaged or cut off") from None
-        except UnicodeDecodeError:
-            raise BadRequest("a text is not UTF-8") from None
         return decoded
 
     def _resource_logs(self, decoded: Decoded, body: bytes, start: int, end: int) -> None:
@@ -158,14 +166,15 @@ class ProtobufDecoder:
     def _row(self, data: bytes, origin: Origin) -> Row | None:
         """The row of a record; None if the record is not ours."""
         if len(data) <= _SMALL:
-            found = self._lines.line(data, origin.fields)
+            try:
+                found = self._lines.line(data, origin.fields)
+            except _UNREADABLE:
+                found = None
             if found is not None:
                 return _WireRow(found[0], found[1], origin.key, "", data)
         record = _Record.FromString(data)
-        if not record.name.startswith(PREFIX):
+        if not record.name.startswith(_PREFIX):
             return None
-        if len(record.trace_id) not in _TRACE_SIZES or len(record.span_id) not in _SPAN_SIZES:
-            raise BadRequest("a trace id has not 16 bytes, or a span id not 8")
         return _long_row(record, data, origin)
 
     def _origin(self, encoded: bytes) -> Origin:
@@ -175,7 +184,10 @@ class ProtobufDecoder:
             budget = _Budget()
             for number, start, end in _fields(encoded, 0, len(encoded)):
                 if number == 1:
-                    name, value = _key_value(encoded, start, end, MAX_DEPTH, budget)
+                    try:
+                        name, value = _key_value(encoded, start, end, MAX_DEPTH, budget)
+                    except _UNREADABLE as error:
+                        name, value = semconv.REFUSED, _reason(error)
                     attributes[name] = value
             known = origin_of(ResourceInfo(attributes))
             if len(encoded) <= _KEPT_RESOURCE_LENGTH:
@@ -191,12 +203,25 @@ class _WireRow(Row):
     data: bytes = b""
 
     def event(self) -> Event:
-        return _event(_Record.FromString(self.data))
+        record = _Record.FromString(self.data)
+        try:
+            return _event(record)
+        except _UNREADABLE:
+            return _readable_part(record, self.data)
 
 
 def _long_row(record: Any, data: bytes, origin: Origin) -> Row:
-    row = row_of(_event(record), origin.service, origin.key)
+    try:
+        event = _event(record)
+    except _UNREADABLE as error:
+        return _WireRow(_event_time(record), b"", origin.key, _reason(error), data)
+    row = row_of(event, origin.service, origin.key)
     return _WireRow(row.time, row.line, row.resource, row.reason, data)
+
+
+def _reason(error: Exception) -> str:
+    """Why a part cannot be read; it quotes no value."""
+    return "a text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _event_time(record: Any) -> int:
@@ -210,17 +235,42 @@ def _event(record: Any) -> Event:
     for item in record.attributes:
         key, value = _key_value(item, 0, len(item), MAX_DEPTH, budget)
         attributes[key] = value
+    return _event_with(record, record.name.decode(), attributes)
+
+
+def _readable_part(record: Any, data: bytes) -> Event:
+    """The event as far as it can be read, for the quarantine, and with it the whole record as it came."""
+    attributes: dict[str, Any] = {}
+    budget = _Budget()
+    for item in record.attributes:
+        try:
+            key, value = _key_value(item, 0, len(item), MAX_DEPTH, budget)
+        except (*_UNREADABLE, *_DAMAGED):  # damaged as well, behind what is unreadable: nobody has looked yet
+            if budget.left < 0:
+                break
+            continue
+        attributes[key] = value
+    attributes[semconv.RECORD_ORIGINAL] = b2a_base64(data, newline=False).decode()
+    return _event_with(record, record.name.decode("utf-8", "backslashreplace"), attributes)
+
+
+def _event_with(record: Any, name: str, attributes: dict[str, Any]) -> Event:
     return Event(
         id=event_id(attributes),
-        name=record.name,
+        name=name,
         time=_event_time(record),
         attributes=attributes,
         observed=record.observed,
         severity=record.severity,
-        trace_id=int.from_bytes(record.trace_id),
-        span_id=int.from_bytes(record.span_id),
+        trace_id=_id(record.trace_id, _TRACE_SIZE),
+        span_id=_id(record.span_id, _SPAN_SIZE),
         trace_flags=record.flags & 0xFF,
     )
+
+
+def _id(found: bytes, size: int) -> int:
+    """A trace or span id. One of another length is none, says OTLP, and the record is not to be refused."""
+    return int.from_bytes(found) if len(found) == size else 0
 
 
 # --- fragments ------------------------------------------------------------------------------------
@@ -473,7 +523,7 @@ def _scope_name(data: bytes, start: int, end: int) -> str:
     name = ""
     for number, first, last in _fields(data, start, end):
         if number == 1:
-            name = data[first:last].decode()
+            name = data[first:last].decode("utf-8", "replace")  # then it is not ours
     return name
 
 

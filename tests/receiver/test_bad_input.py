@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import socket
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import httpx
+import psycopg
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
@@ -19,7 +21,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from otel_activity import semconv
 from tests.postgres.support import count, make_event, make_events, quarantine, stored
-from tests.receiver.support import JSON, PROTOBUF, Receiver, as_json, otlp_request
+from tests.receiver.support import JSON, PROTOBUF, Receiver, as_json, field, otlp_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,6 +184,61 @@ def test_record_without_id_is_quarantined_and_the_others_stored(receiver: Receiv
     ] == ("1")
     assert receiver.call(request.SerializeToString()).partial_success.rejected_log_records == 1
     assert (count(store_dsn), len(quarantine(store_dsn))) == (2, 1)
+
+
+DEEP = field(1, b"x")
+"""A value that protobuf's own classes refuse to make; the Collector passes it on."""
+for _ in range(60):
+    DEEP = field(5, field(1, DEEP))
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (field(1, b"odd") + field(2, field(1, b"\xff\xfe")), "a text is not UTF-8"),
+        (field(1, b"\xffodd") + field(2, field(1, b"x")), "a text is not UTF-8"),
+        (field(1, b"odd") + field(2, DEEP), "values are nested more than 100 deep"),
+    ],
+)
+def test_record_that_cannot_be_read_costs_no_other(
+    receiver: Receiver, store_dsn: str, odd: bytes, reason: str
+) -> None:
+    """A Collector joins what many send, and drops what is refused: it is kept, the others are stored."""
+    events = make_events(3)
+    request = otlp_request(events, RESOURCE)
+    scope = request.resource_logs[0].scope_logs[0]
+    records = [record.SerializeToString() for record in scope.log_records]
+    records[1] += field(6, odd)
+    content = field(1, scope.scope.SerializeToString()) + b"".join(field(2, each) for each in records)
+    body = field(1, field(1, request.resource_logs[0].resource.SerializeToString()) + field(2, content))
+    for _ in range(2):
+        answer = receiver.post(body)
+        assert answer.status_code == 200
+        partial = ExportLogsServiceResponse.FromString(answer.content).partial_success
+        assert partial.rejected_log_records == 1
+    assert receiver.call(body).partial_success.rejected_log_records == 1
+    assert stored(store_dsn).keys() == {events[0].id, events[2].id}
+    (kept,) = quarantine(store_dsn)
+    assert (kept["event_id"], kept["message"]) == (events[1].id, reason)
+    original = json.loads(bytes(kept["record"]))["attributes"][semconv.RECORD_ORIGINAL]
+    assert base64.b64decode(original) == records[1]
+
+
+def test_resource_that_cannot_be_read_costs_no_event(receiver: Receiver, store_dsn: str) -> None:
+    """An attribute of the resource that is not UTF-8 is left out, and its place says so."""
+    events = make_events(2)
+    request = otlp_request(events, RESOURCE)
+    logs = request.resource_logs[0]
+    odd = field(1, field(1, b"os.description") + field(2, field(1, b"\xff")))
+    scope = field(2, logs.scope_logs[0].SerializeToString())
+    answer = receiver.post(field(1, field(1, odd + logs.resource.SerializeToString()) + scope))
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert stored(store_dsn).keys() == {event.id for event in events}
+    with psycopg.connect(store_dsn) as connection:
+        rows = connection.execute("SELECT attributes FROM activity.resources").fetchall()
+    ((found,),) = rows
+    assert found[semconv.REFUSED] == "a text is not UTF-8"
+    assert found["service.name"] == "shop"
 
 
 def test_records_of_others_are_refused_or_passed_over(receiver: Receiver, store_dsn: str) -> None:
