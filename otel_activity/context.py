@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -17,6 +18,7 @@ from otel_activity.actors import (
     candidates,
     default_actor,
     nobody,
+    outlived,
     serving,
     settle,
 )
@@ -53,7 +55,7 @@ class RequestContext:
     late actor counts, and a session that outlives its request does not carry the actor into the next.
     """
 
-    __slots__ = ("_actor", "attributes", "fallback", "parent", "previous")
+    __slots__ = ("_actor", "attributes", "ended", "fallback", "parent", "previous")
 
     boundary: ClassVar = False
     """Whether this is a request or a job of its own: another one that begins inside inherits nothing."""
@@ -73,6 +75,8 @@ class RequestContext:
         self.parent = parent
         self.previous = parent
         """What is put back at the end: the parent, unless that ended first."""
+        self.ended: int | None = None
+        """When the request or job was over, in nanoseconds since 1970; work that goes on keeps it."""
 
     @property
     def actor(self) -> Actor | None:
@@ -83,12 +87,27 @@ class RequestContext:
     def actor(self, named: Actor | str | int | UUID | None) -> None:
         self._actor = Actor.of(named)
 
-    def snapshot(self, otel: Context | None = None, memo: dict[Any, Any] | None = None) -> dict[str, Any]:
+    def end(self) -> None:
+        """The request or job is over."""
+        if self.ended is None:
+            self.ended = time.time_ns()
+
+    def over(self) -> int | None:
+        """When the request or job that this belongs to was over; None while it is not."""
+        link: RequestContext | None = self
+        while link is not None and link.ended is None:
+            link = link.parent
+        return None if link is None else link.ended
+
+    def snapshot(
+        self, otel: Context | None = None, memo: dict[Any, Any] | None = None, *, late: bool = False
+    ) -> dict[str, Any]:
         """The event attributes as of now: the innermost actor, and every attribute, inner ones winning.
 
         Args:
             otel: OpenTelemetry's context in which the change was made.
             memo: one for all snapshots of one transaction; what costs is asked once.
+            late: whether the change was made when the request or job was `over`.
         """
         who: Finding | None = None
         asked = False
@@ -97,6 +116,8 @@ class RequestContext:
         link: RequestContext | None = self
         while link is not None:
             found = link.find_actor(otel, memo)
+            if late and found is not None and link.ended is not None:
+                found = outlived(found)
             said.append(link.own_attributes())
             if found is not None:
                 if found.tenant is not None and semconv.TENANT_ID not in said[-1]:
@@ -127,11 +148,18 @@ class RequestContext:
 
 
 def circumstances(
-    context: RequestContext | None, otel: Context | None, memo: dict[Any, Any] | None = None
+    context: RequestContext | None,
+    otel: Context | None,
+    memo: dict[Any, Any] | None = None,
+    *,
+    late: bool = False,
 ) -> dict[str, Any] | None:
-    """What an event says about a change that was made in these two contexts; None for nothing at all."""
+    """What an event says about a change that was made in these two contexts; None for nothing at all.
+
+    The arguments are those of `RequestContext.snapshot`.
+    """
     if context is not None:
-        return context.snapshot(otel, memo)
+        return context.snapshot(otel, memo, late=late)
     found = _ambient(otel) if otel else None
     return None if found is None else found.attributes
 

@@ -323,6 +323,8 @@ class Entry(Protocol):
     """OpenTelemetry's context of that moment."""
     attributes: dict[str, Any] | None
     """What the context said then."""
+    time: int
+    """When it was captured, in nanoseconds since 1970."""
 
     @property
     def delivery(self) -> str | None:

@@ -11,7 +11,7 @@ from otel_activity.actors.text import as_id, clean, wrong_with
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["UNKNOWN_ACTOR", "Actor", "Finding", "settle"]
+__all__ = ["UNKNOWN_ACTOR", "Actor", "Finding", "outlived", "settle"]
 
 ACTOR_TYPES: Final = ("user", "service", "system", "anonymous", "unknown")
 
@@ -109,6 +109,22 @@ def settle(candidates: Sequence[tuple[str, Actor]]) -> Finding | None:
         semconv.ACTOR_CANDIDATES: [_candidate(source, actor) for source, actor in named],
     }
     return Finding(conflict, tenant)
+
+
+def outlived(found: Finding) -> Finding:
+    """What is known of who acts in work that a request or job left running when it was over.
+
+    It may be theirs, or that of a scheduler, a consumer or a timer which they happened to start.
+    """
+    candidates = found.attributes.get(semconv.ACTOR_CANDIDATES)
+    key = found.attributes.get(semconv.USER_ID)
+    if key is not None:
+        candidates = [
+            _candidate("ended", Actor(key, on_behalf_of=found.attributes.get(semconv.ACTOR_ON_BEHALF_OF)))
+        ]
+    return Finding(
+        UNKNOWN_ACTOR if candidates is None else {**UNKNOWN_ACTOR, semconv.ACTOR_CANDIDATES: candidates}
+    )
 
 
 def _agrees(chosen: Actor, other: Actor) -> bool:

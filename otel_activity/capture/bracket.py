@@ -561,6 +561,8 @@ def _freeze(unit: Unit) -> None:
     context: Any = None
     otel: Any = None
     frozen: dict[str, Any] | None = None
+    over: int | None = None
+    late = False
     memo: dict[Any, Any] = {}
     for entry in unit.entries:
         found = entry.context
@@ -568,9 +570,14 @@ def _freeze(unit: Unit) -> None:
             continue  # nothing to read
         if entry.attributes is not None:  # it was read for a COMMIT that did not get through
             continue
-        if found is not context or entry.otel is not otel:
-            context = found
-            otel = entry.otel
-            frozen = circumstances(found, otel, memo)
+        if found is not context:
+            over = None if found is None else found.over()
+        elif entry.otel is otel and (over is None or (entry.time > over) is late):
+            entry.attributes = frozen
+            entry.context = None
+            continue
+        context, otel = found, entry.otel
+        late = over is not None and entry.time > over
+        frozen = circumstances(found, otel, memo, late=late)
         entry.attributes = frozen
         entry.context = None

@@ -62,6 +62,7 @@ async def serve(
         else:
             await _watched(watching, app, scope, receive, send)
     finally:
+        context.end()
         unbind(token)
 
 

@@ -166,7 +166,8 @@ def carried_now() -> str:
     It leaves the process: what looks like a secret does not go with it.
     """
     context = current_context()
-    said = _Scrubbing.of(circumstances(context, otel_context.get_current()) or nobody())
+    late = context is not None and context.over() is not None
+    said = _Scrubbing.of(circumstances(context, otel_context.get_current(), late=late) or nobody())
     span: dict[str, str] = {}
     _propagator.inject(span)
     carried = _Carried(
@@ -259,6 +260,7 @@ def _ended(task_id: Any = None, **_: Any) -> None:
         job = _running(task_id)
         if job is not None:
             bind(job.outer)  # and so ends what the task left open
+            job.end()
             if job.trace is not None:
                 otel_context.detach(job.trace)
     except Exception as error:  # noqa: BLE001 - the task has run

@@ -48,6 +48,7 @@ def serve(app: Any, environ: Any, start_response: Any) -> Any:
     except BaseException as error:
         if watching is not None:
             watching.end(error)
+        context.end()
         raise
     finally:
         unbind(token)
@@ -55,6 +56,7 @@ def serve(app: Any, environ: Any, start_response: Any) -> Any:
     if isinstance(response, (list, tuple)) or (isinstance(wrapper, type) and isinstance(response, wrapper)):
         if watching is not None:
             watching.end()
+        context.end()
         return response  # nothing of the application runs while these are read; servers know them
     return _Response(response, context, watching)
 
@@ -85,6 +87,7 @@ class _Response:
     def __init__(self, response: Any, context: WebContext, watching: Watch | None) -> None:
         self._response = response
         self._watching = watching
+        self._request = context
         self._context: RequestContext | None = context
         self._parts: Iterator[bytes] | None = None
 
@@ -109,6 +112,7 @@ class _Response:
             watching, self._watching = self._watching, None
             if watching is not None:
                 watching.end()
+            self._request.end()
 
     def _call(self, step: Callable[[], Any]) -> Any:
         token = bind(self._context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from otel_activity import ActivityWSGIMiddleware, activity_context, semconv
 from otel_activity.context import current_context
+from otel_activity.frameworks.celery import carried_now
 from otel_activity.frameworks.hook import MethodHook
 from otel_activity.testing import Recorder, recorded_events
 from tests.frameworks.support import Base, Task, actor, authentication, memory, said, save
@@ -271,6 +273,32 @@ def test_a_version_of_a_framework_that_lacks_what_is_hooked(caplog: pytest.LogCa
     hook.install()
     hook.uninstall()
     assert "flask.app has no Flask.no_such_method" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/kept", "/kept-stream"])
+def test_work_that_outlives_its_request_is_nobodys(recorder: Recorder, engine: Engine, path: str) -> None:
+    """A copy of the context that is used when the response is closed: neither in rows nor in messages."""
+    copied: list[contextvars.Context] = []
+    app = flask_app(engine)
+
+    @app.post("/kept")
+    def kept() -> str:
+        _ = flask_login.current_user.is_authenticated
+        copied.append(contextvars.copy_context())
+        return "done"
+
+    @app.post("/kept-stream")
+    def kept_stream() -> Any:
+        kept()
+        return iter(["done"])
+
+    with app.test_client().post(path, headers={"User": "ada", "X-Request-ID": "r-1"}) as response:
+        assert response.data == b"done"
+    copied[0].run(save, engine)
+    found = said(recorder)
+    assert (found[semconv.ACTOR_TYPE], found[semconv.REQUEST_ID]) == ("unknown", "r-1")
+    assert found[semconv.ACTOR_CANDIDATES] == [{"source": "ended", "id": "ada"}]
+    assert copied[0].run(carried_now) == '{"version":1,"actor":{"type":"unknown"},"request":"r-1"}'
 
 
 def test_any_wsgi_application(recorder: Recorder, engine: Engine) -> None:

@@ -335,6 +335,72 @@ def test_a_context_in_a_streams_generator(recorder: Recorder, engine: Engine, ki
     assert found == (["stream", "stream", "ada"] if kind == "async" else ["stream", "ada", "ada"])
 
 
+def test_work_that_outlives_its_request_is_nobodys(recorder: Recorder, engine: Engine) -> None:
+    """A scheduler that a request woke up goes on in its context; the request's user is a candidate only."""
+    app = FastAPI()
+    tasks: set[asyncio.Task[None]] = set()
+    over = asyncio.Event()
+
+    async def scheduled(name: str) -> None:
+        await over.wait()
+        save(engine, name)
+
+    @activity_context(job="nightly")
+    async def nightly() -> None:
+        await scheduled("nightly")
+
+    @app.post("/schedule")
+    async def schedule(request: Request) -> None:
+        request.state.user = "ada"
+        save(engine, "request")
+        tasks.update(map(asyncio.create_task, (scheduled("job"), nightly())))
+        with activity_context(actor="ada"):
+            tasks.add(asyncio.create_task(scheduled("named")))
+
+    async def serve() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            await client.post("/schedule", headers={"X-Request-ID": "r-1"})
+        over.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(serve())
+    found = {
+        event.attributes[semconv.CHANGES]["name"]["after"]: event.attributes for event in recorder.events
+    }
+    assert {attributes[semconv.REQUEST_ID] for attributes in found.values()} == {"r-1"}
+    assert [found[name][semconv.USER_ID] for name in ("request", "named")] == ["ada", "ada"]
+    for name in ("job", "nightly"):
+        assert found[name][semconv.ACTOR_TYPE] == "unknown"
+        assert found[name][semconv.ACTOR_CANDIDATES] == [{"source": "ended", "id": "ada"}]
+
+
+def test_what_is_committed_after_the_request_stays_the_users(recorder: Recorder, engine: Engine) -> None:
+    """Middleware around the whole application may commit; what counts is when the change was flushed."""
+    app = FastAPI()
+    session = Session(engine)
+
+    @app.post("/tasks")
+    async def create(request: Request) -> None:
+        request.state.user = "ada"
+        session.add(Task(name="x"))
+        session.flush()
+        copied.append(contextvars.copy_context())
+
+    copied: list[contextvars.Context] = []
+    assert post(app, "/tasks") == 200
+
+    def later() -> None:
+        session.add(Task(name="y"))
+        session.commit()
+
+    copied[0].run(later)
+    session.close()
+    first, second = (event.attributes for event in recorder.of("Task"))
+    assert first[semconv.USER_ID] == "ada"
+    assert second[semconv.ACTOR_TYPE] == "unknown"
+
+
 def test_a_thread_pool_of_the_applications_own(recorder: Recorder, engine: Engine) -> None:
     """Without the context nobody acts; with a copy of it the request's user does, whoever else is served."""
     app = FastAPI()
