@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -164,8 +165,9 @@ def receive(dsn: str | None, schema: str, **options: Any) -> None:
     if not asyncio.run(serve(settings, _announce)):
         note("otel-activity receive: stopped with requests that were not stored; their senders have them")
         # At once: threads that still wait for PostgreSQL would hold the process for as long as it likes.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(Exception):  # there may be no output, or nobody who reads it
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(EXIT_FAILED)
 
 

@@ -48,7 +48,7 @@ def store_checks(dsn: str, schema: str, *, exporting: bool) -> list[Check]:
         checks.append(Check("schema", ready, f"{schema}: {describe(state)}"))
         if state.ready:
             checks += _permissions(server, exporting=exporting)
-            checks += _contents(inspect_contents(dsn, schema, server), state)
+            checks += _contents(inspect_contents(dsn, schema, server), state, searching=server.can_select)
     except ActivityError as error:
         text, _, fix = str(error).rpartition("; ")
         checks.append(Check("store", Level.FAIL, text or fix, fix if text else None))
@@ -131,7 +131,7 @@ def _permissions(server: Server, *, exporting: bool) -> Iterator[Check]:
         yield Check("may search", Level.OK, f"{server.role} may not search, as a writer should; {reader}")
 
 
-def _contents(contents: Contents, state: SchemaStatus) -> Iterator[Check]:
+def _contents(contents: Contents, state: SchemaStatus, *, searching: bool) -> Iterator[Check]:
     yield _partitions(state)
     if contents.outside:
         yield Check("months", Level.WARN, "some events lie outside the months that have a partition", APPLY)
@@ -144,7 +144,7 @@ def _contents(contents: Contents, state: SchemaStatus) -> Iterator[Check]:
     if contents.newest is not None:
         age = (datetime.now(UTC) - contents.newest).total_seconds()
         yield Check("newest event", Level.OK, f"{contents.newest:%Y-%m-%d %H:%M:%S} UTC, {_age(age)} ago")
-    elif contents.outside is not None:
+    elif searching:
         text = "there is none yet"
         yield Check("newest event", Level.WARN, text, "run a service with these settings, and change a row")
 

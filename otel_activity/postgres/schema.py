@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql as psql
 from psycopg.rows import dict_row, tuple_row
 
-from otel_activity.errors import SchemaError
+from otel_activity.errors import SchemaError, StoreRefused
 from otel_activity.postgres.connection import connect
 from otel_activity.postgres.failures import refused_schema, store_failure
 from otel_activity.postgres.statements import migrations, statement
@@ -73,7 +73,7 @@ def apply(
         SchemaError: the schema is newer than the code, or the server cannot hold it.
         StoreUnavailable, StoreRefused: as the server answered.
     """
-    with _connected(conninfo_or_connection, schema) as connection:
+    with _owning(schema), _connected(conninfo_or_connection, schema) as connection:
         applied: list[int] = []
         while (version := _apply_next(connection, schema)) is not None:
             applied.append(version)
@@ -239,6 +239,21 @@ def _connected(target: Target, schema: str) -> Iterator[psycopg.Connection[Any]]
         return
     with connect(target) as connection, _translated(schema):
         yield connection
+
+
+@contextmanager
+def _owning(schema: str) -> Iterator[None]:
+    """A refusal of what only an owner may do, with that as the fix instead of a writer's grants."""
+    try:
+        yield
+    except StoreRefused as error:
+        if not isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+            raise
+        reason = error.__cause__.diag.message_primary or "permission denied"
+        raise StoreRefused(
+            f"the store refuses: {reason}; "
+            f"connect as the owner of schema {schema!r}, or as a role that may make it"
+        ) from error.__cause__
 
 
 @contextmanager

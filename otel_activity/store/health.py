@@ -30,6 +30,7 @@ class Server:
         clock_difference: seconds that the server's clock is ahead of ours; half an answer's time is unsure.
         can_insert: whether the user may store events.
         can_select: whether the user may search.
+        can_select_outside: whether the user may look into the default partition by its name.
         can_select_quarantine: whether the user may look at refused records.
         can_change: whether the user may change or delete events.
     """
@@ -43,6 +44,7 @@ class Server:
     clock_difference: float
     can_insert: bool
     can_select: bool
+    can_select_outside: bool
     can_select_quarantine: bool
     can_change: bool
 
@@ -88,6 +90,7 @@ def inspect_server(dsn: str, schema: str) -> Server:
         clock_difference=difference,
         can_insert=usable and bool(row["can_insert"]) and row["can_stage"],
         can_select=usable and bool(row["can_select"]),
+        can_select_outside=usable and bool(row["can_select_outside"]),
         can_select_quarantine=usable and bool(row["can_select_quarantine"]),
         can_change=usable and bool(row["can_change"]),
     )
@@ -110,13 +113,17 @@ def inspect_contents(dsn: str, schema: str, server: Server) -> Contents:
     """
     reader = Reader(StoreAddress(dsn, schema))
     try:
-        events = reader.run(lambda cursor: _one(cursor, "health_newest", schema)) if server.can_select else {}
-        refused: Row = {}
-        if server.can_select_quarantine:
-            refused = reader.run(lambda cursor: _one(cursor, "health_quarantine", schema))
+        found: Row = {}
+        for name, allowed in (
+            ("health_newest", server.can_select),
+            ("health_outside", server.can_select_outside),
+            ("health_quarantine", server.can_select_quarantine),
+        ):
+            if allowed:
+                found |= reader.run(lambda cursor, name=name: _one(cursor, name, schema))  # type: ignore[misc]
     finally:
         reader.close()
-    return Contents(events.get("newest"), events.get("outside"), refused.get("count"))
+    return Contents(found.get("newest"), found.get("outside"), found.get("count"))
 
 
 def _one(cursor: psycopg.Cursor[Row], name: str, schema: str) -> Row:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+READER = f"activity_doctor_reader_{os.getpid()}"
+
+
 def examine(dsn: str | None = None, **variables: str) -> tuple[int, dict[str, dict[str, Any]]]:
     """Exit status, and the checks by name."""
     result = run("doctor", "--json", dsn=dsn, **variables)
@@ -52,6 +55,27 @@ def test_newer_schema_fails(store_dsn: str) -> None:
     status, checks = examine(store_dsn)
     assert (status, checks["schema"]["status"]) == (1, "FAIL")
     assert "newer" in checks["schema"]["message"]
+
+
+def test_a_reader_by_the_printed_grants_is_enough_to_look(store_dsn: str) -> None:
+    """An auditor's role is told what it may see, and that nothing is wrong with it."""
+    store(store_dsn, [make_event()])
+    grants = run("schema", "sql", "--grants", "--reader", READER).stdout
+    with psycopg.connect(store_dsn, autocommit=True) as connection:
+        connection.execute(f"DROP ROLE IF EXISTS {READER}")
+        connection.execute(f"CREATE ROLE {READER} LOGIN PASSWORD 'reads'")
+        try:
+            connection.execute(grants)
+            login = psycopg.conninfo.make_conninfo(store_dsn, user=READER, password="reads")
+            _, checks = examine(login, OTEL_ACTIVITY_EXPORTERS="console")
+            connection.execute(f"REVOKE SELECT ON activity.events_default FROM {READER}")
+            _, older = examine(login, OTEL_ACTIVITY_EXPORTERS="console")  # granted before that was asked for
+        finally:
+            connection.execute(f"DROP OWNED BY {READER}")
+            connection.execute(f"DROP ROLE {READER}")
+    for found in (checks, older):
+        assert (found["store"]["status"], found["newest event"]["status"]) == ("ok", "ok")
+        assert found["quarantine"]["message"] == "empty"
 
 
 @pytest.mark.parametrize(("exporters", "level"), [("postgres", "FAIL"), ("console", "warn")])

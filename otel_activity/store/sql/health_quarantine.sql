@@ -1,1 +1,1 @@
-SELECT count(*) AS count, max(quarantined_at) AS newest FROM {schema}.quarantine
+SELECT count(*) AS count FROM {schema}.quarantine

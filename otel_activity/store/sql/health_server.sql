@@ -12,6 +12,7 @@ SELECT clock_timestamp() AS clock,
        has_table_privilege(to_regclass(q.prefix || 'events'), 'SELECT')
            AND has_table_privilege(to_regclass(q.prefix || 'resources'), 'SELECT') AS can_select,
        has_table_privilege(to_regclass(q.prefix || 'quarantine'), 'SELECT') AS can_select_quarantine,
+       has_table_privilege(to_regclass(q.prefix || 'events_default'), 'SELECT') AS can_select_outside,
        has_table_privilege(to_regclass(q.prefix || 'events'), 'UPDATE')
            OR has_table_privilege(to_regclass(q.prefix || 'events'), 'DELETE')
            OR has_table_privilege(to_regclass(q.prefix || 'events'), 'TRUNCATE') AS can_change,
