@@ -208,7 +208,7 @@ class MapperHooks:
             if updates is None:
                 change = self._updated(plan, state, held)
             else:
-                held = updates.written(plan, state) | held
+                held |= updates.written(plan, state)
                 change = self._updated(plan, state, held)
                 if change is not None:
                     _correct(plan, change, updates.generated(plan, state))

@@ -311,6 +311,7 @@ class Plan(TablePlan):
         "plain_names",
         "reads_back",
         "row_keys",
+        "settable",
         "unknown",
         "version",
         "watched",
@@ -350,6 +351,10 @@ class Plan(TablePlan):
         )
         # Those of them that get a value from Python, and how statements name the row: see `updates`.
         self.generated = tuple(column for column in self.watched if _from_python(column.column))
+        # Those that a statement computes only where the application says so.
+        self.settable = tuple(
+            column for column in columns if column not in self.watched or column in self.generated
+        )
         self.row_keys = (
             {table: self._row_key(mapper, table) for table in mapper.tables} if self.generated else {}
         )

@@ -80,7 +80,7 @@ class Updates:
         committed = state.committed_state
         keys = [key for key in committed if type(committed[key]) is LoaderCallableStatus and key in known]
         if self._computed:
-            keys += [column.key for column in plan.columns if column.column in self._computed]
+            keys += [column.key for column in plan.settable if column.column in self._computed]
         found = {key: known.get(key, EXPRESSION) for key in keys}
         return {key: EXPRESSION if type(old) is LoaderCallableStatus else old for key, old in found.items()}
 

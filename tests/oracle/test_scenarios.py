@@ -767,6 +767,31 @@ def test_update_hook_of_the_application(world: World) -> None:
         event.remove(Account, "before_update", stamp)
 
 
+def test_update_hook_that_sets_a_generated_column(world: World) -> None:
+    """A hook may set a column that has an ``onupdate`` to an expression, when nothing else changed."""
+
+    def count(mapper: Any, connection: Any, target: Account) -> None:
+        target.touched = func.abs(-77)  # type: ignore[assignment]
+        target.note = "always"
+
+    event.listen(Account, "before_update", count)
+    try:
+
+        def work(session: Session) -> None:
+            account = _account("a", note="always")
+            session.add(account)
+            session.commit()
+            session.refresh(account)
+            session.expire(account, ["touched"])
+            account.note = "set back by the hook"
+            session.commit()
+
+        world.run(work)
+        assert world.check() == 2
+    finally:
+        event.remove(Account, "before_update", count)
+
+
 @pytest.mark.parametrize("target", [Account, Mapper])
 def test_update_hook_that_sets_an_expression(world: World, target: Any) -> None:
     """An SQL expression that a hook sets, of which the flush leaves no trace, is a change all the same."""
