@@ -212,7 +212,7 @@ def field_lines(event: Event, width: int | None) -> list[str]:
 
 
 class EventTable:
-    """Events as lines of a table whose columns keep their places from one batch to the next.
+    """Events as lines of a table. From one batch to the next a column moves only when it has to become wider.
 
     On a narrow terminal an event takes two lines, so that neither the actor nor the change is cut to nothing.
 
@@ -239,9 +239,12 @@ class EventTable:
         rows = [self._row(event) for event in events]
         if not rows:
             return []
+        begins = not self._widths
+        self._widths = self._layout(
+            [*rows, [" " * size for size in self._widths or [0] * len(self._columns)]]
+        )
         lines = []
-        if not self._widths:
-            self._widths = self._layout(rows)
+        if begins:
             lines = self._lines(
                 [column.title for column in self._columns], "" if self._stacked else "CHANGES"
             )

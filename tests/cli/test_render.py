@@ -175,3 +175,15 @@ def test_the_first_and_the_last_day_can_be_shown_in_local_time(
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_what_comes_later_is_not_cut_to_what_came_first(width: int | None) -> None:
+    """Following events, one with longer names than those before is shown whole where there is room."""
+    table = EventTable(width)
+    first = table.lines([make_event()])[1]
+    longer = make_event(
+        user__id="alice@example.org", activity__entity__type="Invoice", activity__action="approve"
+    )
+    assert "alice@example.org  approve  Invoice 1" in table.lines([longer])[0]
+    assert table.lines([make_event()])[0].index("task 1") > first.index("task 1")
