@@ -34,6 +34,9 @@ class Block(AbstractContextManager[_T], AbstractAsyncContextManager[_T], Generic
     def _returned(self, running: _T, result: Any) -> None:
         """A decorated call succeeded; comes before `_end`."""
 
+    def _put_off(self, running: _T) -> None:
+        """A decorated call gave a coroutine: the work has not begun, and begins when that is awaited."""
+
     def _idle(self) -> bool:
         """Whether a decorated call need not begin at all."""
         return False
@@ -64,6 +67,11 @@ class Block(AbstractContextManager[_T], AbstractAsyncContextManager[_T], Generic
             except BaseException as error:
                 self._end(running, error)
                 raise
+            if inspect.iscoroutine(
+                result
+            ):  # another decorator hides that the function is a coroutine function
+                self._put_off(running)
+                return self._around_async(lambda: result)()
             self._returned(running, result)
             self._end(running, None)
             return result

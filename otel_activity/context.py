@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -26,6 +26,7 @@ from otel_activity.blocks import Block, around_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextvars import Token
     from types import TracebackType
     from uuid import UUID
 
@@ -178,10 +179,18 @@ current_context = _current.get
 """The context in force, or None. (The variable's own method: one call less on the hot path.)"""
 
 bind = _current.set
-"""Put a context in force; gives the token for `unbind`, which must be called in the same task or thread."""
+"""Put a context in force; gives the token for `unbind`."""
 
-unbind = _current.reset
-"""Put back what was in force before `bind`."""
+
+def unbind(token: Token[RequestContext | None]) -> None:
+    """Put back what was in force before `bind`.
+
+    Where a coroutine that never ended is closed, by the garbage collector perhaps, other variables are in
+    force than where it began: there is nothing to put back, and nothing that its application should hear of.
+    """
+    with suppress(ValueError):
+        _current.reset(token)
+
 
 _asking: ContextVar[bool] = ContextVar("otel_activity_reading_user", default=False)
 
@@ -299,6 +308,9 @@ class activity_context(Block[RequestContext]):
     def _end(self, running: RequestContext, error: BaseException | None) -> None:
         _leave(running)
 
+    def _put_off(self, running: RequestContext) -> None:
+        _leave(running)
+
     def _make(self) -> RequestContext:
         outer = _current.get()
         context = RequestContext(self._actor, dict(self._attributes), outer)
@@ -315,4 +327,4 @@ def _inside(context: RequestContext) -> Iterator[None]:
     try:
         yield
     finally:
-        _current.reset(token)
+        unbind(token)

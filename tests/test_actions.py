@@ -267,6 +267,39 @@ def test_coroutines(recorder: Recorder) -> None:
     assert [event.attributes.get(semconv.ENTITY_ID) for event in recorder.events] == ["7", None, "8"]
 
 
+def test_a_coroutine_function_that_another_decorator_hides(recorder: Recorder) -> None:
+    """It is logged when it is awaited, as what it was; and it works in the context that it was given."""
+
+    def plain(function: Any) -> Any:
+        return lambda *args: function(*args)
+
+    @with_activity_logging("pay", entity_id=lambda paid: paid)
+    @activity_context(actor="till")
+    @plain
+    async def pay(amount: int) -> int:
+        await asyncio.sleep(0)
+        log_user_action("step")
+        if not amount:
+            raise LookupError
+        return amount
+
+    async def main() -> None:
+        with activity_context(actor="ada"):
+            assert await pay(5) == 5
+            with pytest.raises(LookupError):
+                await pay(0)
+            log_user_action("end")
+
+    asyncio.run(main())
+    assert [
+        (found.attributes[semconv.ACTIVITY_ACTION], found.attributes[semconv.USER_ID])
+        for found in recorder.events
+    ] == [("step", "till"), ("pay", "ada"), ("step", "till"), ("pay", "ada"), ("end", "ada")]
+    _, paid, _, failed, _ = (found.attributes for found in recorder.events)
+    assert (paid[semconv.ACTIVITY_OUTCOME], paid[semconv.ENTITY_ID]) == ("success", "5")
+    assert (failed[semconv.ACTIVITY_OUTCOME], failed[semconv.ERROR_TYPE]) == ("failure", "LookupError")
+
+
 def test_a_block_may_add_what_it_learns(recorder: Recorder) -> None:
     """Entity id, details and attributes set inside the block are logged, of a failure too."""
 

@@ -87,6 +87,13 @@ class FlaskLogins(Hooks):
 
 def _remember(flask: Any, app: Any) -> None:
     """Keep this request's own objects: Flask's proxies would answer for whatever request is current later."""
+    try:
+        _keep_objects(flask, app)
+    except Exception as error:  # noqa: BLE001 - a version of Flask that keeps them elsewhere
+        warn("Flask's own objects could not be found", error)
+
+
+def _keep_objects(flask: Any, app: Any) -> None:
     context = marked(flask.request.environ)
     if context is not None:
         request, own = flask.request._get_current_object(), flask.g._get_current_object()

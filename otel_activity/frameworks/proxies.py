@@ -51,7 +51,7 @@ class Proxies:
             address = found
             if not self._believes(address):
                 break
-        return str(address)
+        return str(address).partition("%")[0]  # a zone is any text, and means something on that host only
 
     def believes(self, peer: str) -> bool:
         """Whether the other end of the connection is a trusted hop."""

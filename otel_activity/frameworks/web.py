@@ -187,25 +187,28 @@ class WebContext(RequestContext):
         return self._spans[-1] if self._spans else None
 
     def own_attributes(self) -> dict[str, Any]:
-        """Method, route, client, user agent, request id, session."""
-        try:
-            self._read_once()
-            found = {**self._fixed, **self.attributes}
-            route = None if self.route is None else self.route()
-            if isinstance(route, str) and route:
-                found[semconv.ROUTE] = clean(route, _TEXT_LENGTH)
-            session = self._session()
-            if session is not None:
-                found[semconv.SESSION_ID] = session
-        except Exception as error:  # noqa: BLE001 - what a client sent must not cost the event
-            warn("the request could not be read", error)
-            return self.attributes
+        """Method, route, client, user agent, request id, session. What cannot be read costs nothing else."""
+        found: dict[str, Any] = {}
+        for read in (self._read_once, self._read_route, self._read_session):
+            try:
+                found.update(read())
+            except Exception as error:  # noqa: BLE001 - a client's text, or code of the application
+                warn("a part of the request could not be read", error)
+        found.update(self.attributes)
         return found
 
-    def _read_once(self) -> None:
+    def _read_route(self) -> dict[str, Any]:
+        route = None if self.route is None else self.route()
+        return {semconv.ROUTE: clean(route, _TEXT_LENGTH)} if isinstance(route, str) and route else {}
+
+    def _read_session(self) -> dict[str, Any]:
+        session = self._session()
+        return {} if session is None else {semconv.SESSION_ID: session}
+
+    def _read_once(self) -> dict[str, Any]:
         """What the client sent stays as it was when it was first read."""
         if semconv.REQUEST_ID in self._fixed:
-            return
+            return self._fixed
         found: dict[str, Any] = {}
         method = self.native.get("method") or self.native.get("REQUEST_METHOD")
         if method:
@@ -220,6 +223,7 @@ class WebContext(RequestContext):
         self._fixed.update(found)
         # Last, and atomic: two threads of one request must agree.
         self._fixed.setdefault(semconv.REQUEST_ID, self._request_id())
+        return self._fixed
 
     def _first(self, header: str) -> str:
         return next(iter(self.header(self.native, header)), "")

@@ -62,9 +62,9 @@ def serve(app: Any, environ: Any, start_response: Any) -> Any:
 
 
 def _watched(watching: Watch, start_response: Any) -> Any:
-    def started(status: Any, headers: Any, *error: Any) -> Any:
+    def started(status: Any, headers: Any, *error: Any, **named: Any) -> Any:
         watching.responded(status)
-        return start_response(status, headers, *error)
+        return start_response(status, headers, *error, **named)
 
     return started
 

@@ -231,6 +231,24 @@ def test_an_exception_after_the_response_began(engine: Engine) -> None:
         assert (found["activity.outcome"], found["error.type"]) == ("failure", "LookupError")
 
 
+def test_a_response_that_begins_anew_with_its_error_by_name(engine: Engine) -> None:
+    """Servers call it `exc_info`, and some applications do so, too."""
+    begun: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("500 Oops", [], exc_info=None)
+        return [b"oops"]
+
+    def start(status: str, headers: Any, exc_info: Any = None) -> None:
+        begun.append(status)
+
+    with recorded_events(requests="*") as recorder:
+        ActivityWSGIMiddleware(app)({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, start)
+        (event,) = requests(recorder)
+    assert begun == ["500 Oops"]
+    assert event.attributes[semconv.STATUS_CODE] == 500
+
+
 def test_a_request_that_was_not_answered(engine: Engine) -> None:
     """The client went away: nobody knows how it would have ended."""
 

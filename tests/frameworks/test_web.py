@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import gc
 import logging
 import uuid
@@ -103,6 +105,7 @@ def test_a_request_keeps_its_id_and_its_peer() -> None:
         (("10.0.0.0/8",), "::ffff:10.0.0.1", "198.51.100.1:4711", "198.51.100.1"),
         (("10.0.0.0/8",), "10.0.0.1", "[2001:db8::1]:4711", "2001:db8::1"),
         (("10.0.0.0/8",), "10.0.0.1", "9.9.9.9," * 100_000 + "198.51.100.1", "198.51.100.1"),
+        (("10.0.0.0/8",), "10.0.0.1", "fe80::1%<b>\x01", "fe80::1"),
         (("10.0.0.0/8",), "testclient", "198.51.100.1", "testclient"),
     ],
 )
@@ -262,6 +265,56 @@ def test_a_context_ends_with_an_exception() -> None:
     with pytest.raises(LookupError):
         ActivityASGIMiddleware(broken)({"type": "http", "headers": []}, None, None).send(None)
     assert current_context() is None
+
+
+def test_a_request_that_is_closed_elsewhere_raises_nothing() -> None:
+    """As the garbage collector does it: a coroutine that never ended meets other context variables."""
+
+    class Never:
+        def __await__(self) -> Any:
+            yield
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await Never()
+
+    coroutine = ActivityASGIMiddleware(app)({"type": "http", "headers": []}, None, None)
+    contextvars.copy_context().run(coroutine.send, None)
+    contextvars.copy_context().run(coroutine.close)
+
+
+def test_what_cannot_be_read_costs_nothing_else() -> None:
+    """A session object or a route of the application's own that raises leaves the request its id."""
+    configure(redact_key="k" * 32)
+
+    class Broken:
+        @property
+        def sid(self) -> str:
+            raise LookupError
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        context = current_context()
+        assert isinstance(context, web.WebContext)
+        context.session = Broken
+        context.route = {}.popitem
+        await send(context.snapshot())
+
+    heard: list[Any] = []
+
+    async def send(message: Any) -> None:
+        heard.append(message)
+
+    headers = [(b"x-request-id", b"r-1"), (b"user-agent", b"curl")]
+    asyncio.run(
+        ActivityASGIMiddleware(app)({"type": "http", "method": "GET", "headers": headers}, None, send)
+    )
+    assert heard == [
+        {
+            semconv.REQUEST_METHOD: "GET",
+            semconv.USER_AGENT: "curl",
+            semconv.REQUEST_ID: "r-1",
+            semconv.ACTOR_TYPE: "unknown",
+        }
+    ]
 
 
 def test_a_finished_request_is_freed_at_once() -> None:
