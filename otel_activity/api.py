@@ -331,6 +331,7 @@ def relay_journals(
         writes=False,
         given_up=without,
         resolver=_resolver(resolved),
+        gaps=GapLog(),
     )
     delivery.start()
     done = delivery.flush(timeout, pipeline.poke)
@@ -366,6 +367,7 @@ def relay_outbox(dsn: str, *, timeout: float, **settings: Any) -> Relayed:
             home=Path(nothing),
             about=pipeline.own_resource,
             writes=False,
+            gaps=GapLog(),
         )
         delivery.start()
         done = delivery.flush(timeout, pipeline.poke)

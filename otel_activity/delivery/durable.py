@@ -20,7 +20,9 @@ from otel_activity.delivery.holding import (
     ABORTED,
     PREPARED,
     RELEASED,
+    REPORTED,
     Held,
+    Report,
     Road,
     Source,
     decided,
@@ -963,22 +965,27 @@ class DurableDelivery(Feeder):
         path, losses = found.source.journal.path, found.losses
         if found.absent:
             self._say_kept(path, found.absent)
-        self.lost_bytes += losses.bytes
-        self.lost_records += losses.records
-        self.lost_events += losses.events
-        if losses:
-            self._lost(DAMAGED, losses.events)
-            self._lost(UNREADABLE, losses.guessed)
-            log_safely(
-                logging.ERROR,
-                "otel_activity: the journal %s is damaged: %d bytes are unreadable; %s%d records are lost, "
-                "and %d events for certain",
-                path,
-                losses.bytes,
-                "at least " if losses.tail else "",
-                losses.records,
-                losses.events,
-            )
+        report = Report.of(losses).beyond(found.told)
+        self.lost_bytes += report.skipped
+        self.lost_records += report.records
+        self.lost_events += report.events
+        if not any(report):
+            return
+        self._lost(DAMAGED, report.events)
+        self._lost(UNREADABLE, report.guessed)
+        log_safely(
+            logging.ERROR,
+            "otel_activity: the journal %s is damaged: %d bytes are unreadable; %s%d records are lost, "
+            "and %d events for certain",
+            path,
+            report.skipped,
+            "at least " if losses.tail else "",
+            report.records,
+            report.events,
+        )
+        self._write_down()
+        with suppress(OSError):  # then the next one to take it over reports it once more
+            found.source.journal.append_soon(REPORTED, Report.of(losses).encoded())
 
     @staticmethod
     def _say_kept(path: Path, absent: Sequence[str]) -> None:

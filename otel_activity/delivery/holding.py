@@ -27,6 +27,7 @@ __all__ = [
     "CONFIRMED",
     "PREPARED",
     "RELEASED",
+    "REPORTED",
     "Held",
     "Road",
     "Source",
@@ -50,6 +51,8 @@ ABORTED: Final = 3
 """A unit that did not happen: the number of its prepared record."""
 CONFIRMED: Final = 4
 """For each exporter the number of the last release that it confirmed; those before it are confirmed too."""
+REPORTED: Final = 5
+"""What damage was reported by whoever took the journal over: the next one reports what is more."""
 
 NO_MARK: Final = "process ended during commit"
 """``error.type`` of a unit whose process died between prepare and mark."""
@@ -331,10 +334,23 @@ class Source:
         stale = self.journal.stale()
         # What was written down before may stand in a segment that goes now.
         if self._changed or (stale and self._cursors):
-            if not self.journal.append_soon(CONFIRMED, _encode(self._cursors)):
-                return
-            self._changed = False
+            try:
+                if not self._write_down():
+                    return
+            except OSError:
+                if not stale:
+                    raise
+                # On a full disk their room comes first. All that is in them was confirmed; who dies right now
+                # leaves others to be sent again.
+                self.journal.prune(stale)
+                stale = []
+                self._write_down()
         self.journal.prune(stale)
+
+    def _write_down(self) -> bool:
+        written = self.journal.append_soon(CONFIRMED, _encode(self._cursors))
+        self._changed = self._changed and not written
+        return written
 
 
 class Road:
@@ -434,6 +450,32 @@ class Road:
         yield from self.todo
 
 
+class Report(NamedTuple):
+    """What is reported of a damaged journal; see `Losses`."""
+
+    skipped: int = 0
+    """Bytes."""
+    records: int = 0
+    events: int = 0
+    guessed: int = 0
+
+    @classmethod
+    def of(cls, losses: Losses) -> Report:
+        """All that is missing."""
+        return cls(losses.bytes, losses.records, losses.events, losses.guessed)
+
+    def beyond(self, told: Report) -> Report:
+        """What of this was not reported before."""
+        return Report(*(max(0, now - before) for now, before in zip(self, told, strict=True)))
+
+    def encoded(self) -> bytes:
+        """As a journal holds it."""
+        return _encode(self)
+
+
+_decode_report: Final = msgspec.json.Decoder(Report).decode
+
+
 class TakenOver(NamedTuple):
     """What the journal of a dead process holds."""
 
@@ -445,6 +487,8 @@ class TakenOver(NamedTuple):
     losses: Losses
     absent: list[str]
     """Exporters that need something of it and are not there: it stays until they have confirmed that."""
+    told: Report
+    """What of the losses was reported by somebody who had the journal before."""
 
 
 def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[str] = ()) -> TakenOver:
@@ -465,19 +509,21 @@ def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[s
     released: list[Held] = []
     cursors: dict[str, int] = {}
     widowed: list[Record] = []
+    told = Report()
     for record, segment in journal.recover(losses):
         if record.kind == PREPARED:
             waiting[record.number] = _prepared(record, segment, source, len(exporters))
         elif record.kind in (RELEASED, ABORTED):
             (number,) = _NUMBER.unpack_from(record.payload)
             held = waiting.pop(number, None)
-            if held is None:
-                if losses.lacks(number):
-                    widowed.append(record)
-            elif record.kind == RELEASED:
+            if held is not None and record.kind == RELEASED:
                 released.append(_released(held, record))
+            elif held is None and losses.lacks(number):
+                widowed.append(record)
         elif record.kind == CONFIRMED:
             cursors.update(_decode_cursors(record.payload))
+        elif record.kind == REPORTED:
+            told = _decode_report(record.payload)
     named = _named_exporters(journal)
     theirs = {*named, *cursors}.difference(given_up)
     absent = sorted(theirs.difference(exporters))
@@ -487,10 +533,8 @@ def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[s
         held.elsewhere = any(cursors.get(name, -1) < held.mark for name in absent)
     undecided = list(waiting.values())
     for held in undecided:
-        with suppress(ValueError):
-            held.proof = held.proof_in(journal)
-        held.error = DAMAGED if losses else NO_MARK
         held.elsewhere = bool(absent)
+        _leave_open(held, journal, damaged=bool(losses))
     # What all of its exporters had was done with: one that came later has no claim to it. (An older version
     # does not name them: there an exporter may be one of its own that has confirmed nothing yet.)
     done = min((cursors.get(name, -1) for name in theirs), default=-1) if named else -1
@@ -505,7 +549,14 @@ def take_over(journal: Journal, exporters: Sequence[str], given_up: Collection[s
     if not any(held.elsewhere for held in (*released, *undecided)):
         absent = []
     source.absent = absent
-    return TakenOver(source, left, undecided, losses, absent)
+    return TakenOver(source, left, undecided, losses, absent, told)
+
+
+def _leave_open(held: Held, journal: Journal, *, damaged: bool) -> None:
+    """A unit without a mark: by what it can be asked about, and what is said if it cannot be."""
+    with suppress(ValueError):
+        held.proof = held.proof_in(journal)
+    held.error = DAMAGED if damaged else NO_MARK
 
 
 def _last_words(journal: Journal, source: Source, lanes: int) -> Held | None:

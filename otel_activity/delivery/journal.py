@@ -287,6 +287,8 @@ class Journal:
         self._written = sum(self._sizes.values())
         self._deleted = 0
         self._dirty = False
+        self._cramped = False
+        """A record found no room, for which what nobody needs any more is to be given back."""
         self._retired: list[int] = []
         # Re-entrant, because a signal handler that commits may interrupt its owner.
         self._syncing = threading.RLock()
@@ -426,6 +428,7 @@ class Journal:
             self._busy = True
             try:
                 if unit and bounded and self._max_bytes is not None and self.size + size > self._max_bytes:
+                    self._cramped = True
                     raise JournalFull
                 if self._descriptor is None or (
                     self._offset + size > self._segment_bytes and self._offset > HEADER_SIZE
@@ -471,6 +474,7 @@ class Journal:
             while done < size:
                 done += os.write(descriptor, data[done:])
         except OSError:
+            self._cramped = True
             self._undo(descriptor)
             raise
         self._offset += size
@@ -698,13 +702,31 @@ class Journal:
         self._finished[segment] = self._finished.get(segment, 0) + 1
 
     def stale(self) -> list[int]:
-        """The oldest segments that no unit needs, up to the one that is written to."""
+        """The oldest segments that no unit needs, up to the one that is written to. That one is among them if
+        it takes the room that a record lacked; then the next record begins another one.
+        """
         found = []
         for segment in sorted(self._sizes):
-            if segment == self._active or self._finished.get(segment, 0) < self.opened.get(segment, 0):
+            if not self._unneeded(segment) or (segment == self._active and not self._leaves(segment)):
                 break
             found.append(segment)
         return found
+
+    def _unneeded(self, segment: int) -> bool:
+        return self._finished.get(segment, 0) >= self.opened.get(segment, 0)
+
+    def _leaves(self, segment: int) -> bool:
+        """Whether the segment that is written to was given up, because there is no room beside it."""
+        if not self._cramped or not self.lock.acquire(timeout=_WAIT):
+            return False
+        try:
+            if segment != self._active or self._busy or not self._unneeded(segment):
+                return False
+            self._retire()
+            self._cramped = False
+            return True
+        finally:
+            self.lock.release()
 
     def prune(self, segments: list[int]) -> None:
         """Delete segments that are `stale`."""

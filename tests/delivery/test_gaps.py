@@ -413,6 +413,41 @@ def test_a_damaged_journal_leaves_a_gap(world: World) -> None:
     assert (heir.lost_records, heir.lost_events) == (1, 3)
 
 
+def test_damage_is_reported_once_whoever_takes_the_journal_over(world: World) -> None:
+    """One that dies while it delivers a damaged journal has said what is missing; only more is said again."""
+    delivery = durable(world, world.road(down=True))
+    for number in range(0, 27, 3):
+        bracket(delivery, unit(number, number + 1, number + 2))
+    world.kill(delivery)
+    (segment,) = world.segments()
+
+    def damage(number: int) -> None:
+        data = bytearray(segment.read_bytes())
+        record = next(one for one in scan(bytes(data)) if isinstance(one, Record) and one.number == number)
+        data[record.end - 1] ^= 0xFF
+        segment.write_bytes(data)
+
+    damage(8)
+    said: list[tuple[str, int]] = []
+    lost: list[int] = []
+    for then in (None, 4, None):
+        heir = durable(world, world.road(down=True))
+        heir.start()
+        wait_for(lambda heir=heir: heir._adopted.is_set())  # type: ignore[misc]
+        assert heir._gaps is not None
+        said += [
+            (gap.attributes[semconv.GAP_REASON], gap.attributes[semconv.GAP_COUNT])
+            for gap in heir._gaps.still_open()
+            if gap.attributes[semconv.GAP_REASON] in {"journal damaged", "journal unreadable"}
+        ]
+        lost.append(heir.lost_events)
+        world.kill(heir)
+        if then is not None:
+            damage(then)
+    assert said == [("journal damaged", 3), ("journal damaged", 3)]
+    assert lost == [3, 0, 3]
+
+
 def test_a_damaged_mark_costs_no_event(world: World) -> None:
     """Its transaction is there, of an unknown fate; what the record was nobody can tell."""
     heir, said, fates = damaged(world, 9)

@@ -22,11 +22,13 @@ from otel_activity.delivery.holding import (
 from otel_activity.delivery.journal import Journal
 from otel_activity.events import Commit
 from tests.delivery.test_durable import World, bracket, flush, ids
-from tests.delivery.test_queued import unit, wait_for
+from tests.delivery.test_queued import Note, unit, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from otel_activity.events import Event, Unit
 
 resource = pytest.importorskip("resource")
 
@@ -185,6 +187,39 @@ def test_a_dead_exporter_does_not_hold_up_the_other_when_the_journal_is_full(wor
     flush(delivery)
     assert len(ids(dead)) == len(set(ids(dead))) == 400 - lost
     assert delivery._at_risk == 0
+
+
+class Large(Note):
+    """An entry of some kilobytes."""
+
+    def to_event(self, unit: Unit, commit: Commit) -> Event:
+        event = super().to_event(unit, commit)
+        event.attributes["value"] = "x" * 6000
+        return event
+
+
+def test_a_file_that_cannot_grow_is_left_once_nobody_needs_it(world: World) -> None:
+    """A disk that is full of what was confirmed does not stay full of it."""
+    road = world.road(down=True)
+    delivery = world.delivery(road, max_bytes=1 << 30)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+    try:
+        for number in range(10):
+            bracket(delivery, unit(number, kind=Large))
+        assert delivery.unjournaled > 0
+        (full,) = world.segments()
+        road.down = False
+        assert flush(delivery)
+        wait_for(lambda: not full.exists())
+        before = delivery.unjournaled
+        for number in range(10, 14):
+            bracket(delivery, unit(number, kind=Large))
+        assert delivery.unjournaled == before
+        assert flush(delivery)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ids(road) == list(range(14))
 
 
 def test_a_fork_in_the_middle_of_a_take_over_inherits_no_lock(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+from otel_activity.delivery.records import Record, scan
 from otel_activity.embedded import EmbeddedPostgres
 from otel_activity.postgres import schema
 from tests.e2e.support import (
@@ -206,6 +207,28 @@ def test_a_relay_keeps_what_an_exporter_needs_that_it_lacks(durable: World, tmp_
     assert (status, output) == (0, "0 events found, all delivered\n")
     assert journals(tmp_path) == []
     assert unexplained(durable) == NOTHING
+
+
+def test_a_relay_records_what_a_damaged_journal_cost(durable: World, tmp_path: Path) -> None:
+    """Whoever looks into the store later must see that something is missing, although the journal is gone."""
+    process = durable.start(
+        *("python", "loop.py", "5"),
+        OTEL_ACTIVITY_POSTGRES_DSN="postgresql://nobody@127.0.0.1:1/nowhere",
+        OTEL_ACTIVITY_SHUTDOWN_TIMEOUT="1",
+    )
+    process.communicate(timeout=60)
+    (segment,) = tmp_path.glob("journal/*/*/*.seg")
+    data = bytearray(segment.read_bytes())
+    record = next(one for one in scan(bytes(data)) if isinstance(one, Record) and one.number == 2)
+    data[record.end - 1] ^= 0xFF
+    segment.write_bytes(data)
+    relay(durable, tmp_path / "journal")
+    assert journals(tmp_path) == []
+    with psycopg.connect(durable.store) as connection:
+        found = connection.execute(
+            "SELECT attributes ->> 'activity.gap.reason' FROM activity.events WHERE name = 'activity.gap'"
+        ).fetchall()
+    assert found == [("journal damaged",)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
