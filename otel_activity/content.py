@@ -41,11 +41,18 @@ _NUMBERS: Final = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
 
 _HINT: Final = re.compile(
     # Each begins with a letter that is no hexadecimal digit where that can be had: ids pass quickly.
-    rb"yJ|gh[opsur]_|github_pat_|gl[a-z]{2,5}-|rk_live_|rk_test_|sk_live_|sk_test_|whsec_|xox[a-z]-|xapp-"
-    rb"|AKIA[A-Z0-9]|ASIA[A-Z0-9]|Iza|npm_|pypi-|sk-|hf_|shp(?:at|ca|pa|ss)_|p_v1_|SECRET"
+    rb"yJ|KIA[A-Z0-9]|SIA[A-Z0-9]|Iza|SECRET|TATT3|SK[0-9a-f]{8}|//0"
     rb"|LS0tLS1CRU|tLS0tQkVH|tLS0tLUJFR0"  # "-----BEG" in base64
 )
 """What some part of a secret contains, inside one run of `_WORD`."""
+_HINT_WITH_MARKS: Final = re.compile(
+    rb"gh[opsur]_|github_pat_|gl[a-z]{2,5}-|[rs]k_(?:live|test)_|whsec_|xox[a-z]-|xapp-|npm_|pypi-|sk-|hf_"
+    rb"|shp(?:at|ca|pa|ss)_|[opr]_v1_|SG\.|ya29\.|GOCSPX-|hv[bs]\.|kr_[op]at_|gl(?:sa|c)_|q0(?:atp|csp)-"
+    rb"|lin_api_|gsk_|xai-|plx-|r8_|tskey-|tn_|PMAK-|sntry[su]_|hooks\.slack|/webhooks/|NRAK-"
+    rb"|p\.(?:pt|st|sa)\.|pscale_"
+)
+"""As `_HINT`, where a run has one of `_MARKS` in it."""
+_MARKS: Final = re.compile(rb"[_.-]")
 _HEXADECIMAL: Final = b"0123456789abcdefABCDEF-"
 _SCHEMES: Final = (b"bearer", b"basic")
 _LONGEST_SCHEME: Final = max(map(len, _SCHEMES))
@@ -77,11 +84,17 @@ _TOKEN: Final = re.compile(
     r"gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"  # GitHub
     r"|gl(?:pat|dt|rt|cbt|ptt|ft|soat|agent|oas|imt)-[\w-]{20,}"  # GitLab
     r"|[rs]k_(?:live|test)_[A-Za-z0-9]{12,}|whsec_[\w+/=]{20,}"  # Stripe
-    r"|xox[abeoprs]-[\w-]{15,}|xapp-[\w-]{15,}"  # Slack
+    r"|xox[a-eoprs]-[\w-]{15,}|xapp-[\w-]{15,}|hooks\.slack\.com/services/[\w/]{20,}"  # Slack
     r"|A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"  # Amazon
-    r"|AIza[\w-]{35}"  # Google
+    r"|AIza[\w-]{35}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}|1//0[\w-]{30,}"  # Google
     r"|sk-(?:proj|ant|svcacct|admin)-[\w-]{20,}|sk-[A-Za-z0-9]{32,}|hf_[A-Za-z0-9]{30,}"  # models
-    r"|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{40,}|shp(?:at|ca|pa|ss)_[A-Fa-f0-9]{32}|dop_v1_[a-f0-9]{40,}"
+    r"|gsk_[A-Za-z0-9]{40,}|xai-[A-Za-z0-9]{40,}|pplx-[A-Za-z0-9]{40,}|r8_[A-Za-z0-9]{30,}"
+    r"|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{40,}|shp(?:at|ca|pa|ss)_[A-Fa-f0-9]{32}|do[opr]_v1_[a-f0-9]{40,}"
+    r"|dckr_[op]at_[\w-]{20,}|hv[bs]\.[\w-]{24,}|gl(?:sa|c)_[\w+/=]{20,}|pscale_(?:tkn|pw|oauth)_[\w.-]{20,}"
+    r"|dp\.(?:pt|st|sa)\.[A-Za-z0-9]{30,}|tskey-[\w-]{20,}|sntry[su]_[\w+/=-]{20,}|NRAK-[A-Z0-9]{27}"
+    r"|SG\.[\w-]{16,}\.[\w-]{16,}|SK[0-9a-f]{32}(?![0-9a-zA-Z])"  # SendGrid, Twilio
+    r"|ATATT3[\w=-]{20,}|lin_api_[A-Za-z0-9]{30,}|ntn_[A-Za-z0-9]{40,}|PMAK-[0-9a-f]{24}-[0-9a-f]{34}"
+    r"|discord(?:app)?\.com/api/webhooks/\d+/[\w-]{20,}|sq0(?:atp|csp)-[\w-]{20,}"
     r"|AGE-SECRET-KEY-1[A-Z0-9]{50,}"
     r")",
     re.ASCII,
@@ -105,8 +118,8 @@ _ISSUER: Final = re.compile(
     re.ASCII,
 )
 
-_SIGNATURES: Final = frozenset({"sig", "signature", "x-amz-signature", "x-goog-signature"})
-"""Parameters of URLs that let everybody in who has the URL, whatever their names elsewhere."""
+_SIGNATURES: Final = frozenset({"accountkey", "sig", "signature", "x-amz-signature", "x-goog-signature"})
+"""Parameters of URLs and connection strings that let everybody in who has them, whatever the names say."""
 
 
 class Content:
@@ -273,7 +286,7 @@ def _may_be_token(raw: bytes, runs: bytes) -> bool:
         if end < 0:
             end = len(raw)
         # Checksums and ids are the long words that events have. No hint is made of hexadecimal digits alone.
-        if raw[start:end].translate(None, _HEXADECIMAL) and _HINT.search(raw, start, end) is not None:
+        if raw[start:end].translate(None, _HEXADECIMAL) and _has_hint(raw, start, end):
             return True
         if raw[start - 1] == 32:
             before = start - 1
@@ -283,6 +296,12 @@ def _may_be_token(raw: bytes, runs: bytes) -> bool:
                 return True
         start = runs.find(_LONG_RUN, end)
     return False
+
+
+def _has_hint(raw: bytes, start: int, end: int) -> bool:
+    return _HINT.search(raw, start, end) is not None or (
+        _MARKS.search(raw, start, end) is not None and _HINT_WITH_MARKS.search(raw, start, end) is not None
+    )
 
 
 def _may_be_card(raw: bytes) -> bool:
