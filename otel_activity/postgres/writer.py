@@ -15,6 +15,7 @@ from otel_activity import semconv
 from otel_activity.codec.lines import origin_of
 from otel_activity.codec.packed import PackedLines
 from otel_activity.codec.rows import json_text
+from otel_activity.postgres.badlines import refusal
 from otel_activity.postgres.failures import is_data_error, store_failure
 from otel_activity.postgres.months import Months
 from otel_activity.postgres.statements import statement
@@ -72,6 +73,17 @@ class _Batch:
                 self.refused += [_Refusal(row, NOT_ENCODABLE, row.reason) for row in part if not row.line]
             self.rows += rows
             yield rows
+
+    def set_aside(self) -> None:
+        """Refuse what no server takes, without asking one; encode what is not encoded yet."""
+        rows = []
+        for row in [*self.rows, *(row for part in self.encode() for row in part)]:
+            found = refusal(row.line)
+            if found is None:
+                rows.append(row)
+            else:
+                self.refused.append(_Refusal(row, *found))
+        self.rows = rows
 
     def result(self, total: int) -> WriteResult:
         """How the batch ended."""
@@ -196,8 +208,7 @@ class EventWriter:
 
     def _store_in_parts(self, batch: _Batch) -> None:
         """After a duplicate or a bad record: through a temporary table, halving down to the bad ones."""
-        for _ in batch.encode():  # what the failed COPY did not come to
-            pass
+        batch.set_aside()
         with self._transaction():
             self._store_resources(batch)
             self._connection.execute(statement("create_staging", self._schema))

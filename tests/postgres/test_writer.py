@@ -11,11 +11,13 @@ import psycopg
 import pytest
 
 from otel_activity import semconv
-from otel_activity.codec.rows import column_text
+from otel_activity.codec.rows import column_text, copy_line
 from otel_activity.errors import StoreUnavailable
 from otel_activity.events import ResourceInfo
 from otel_activity.postgres import schema
+from otel_activity.postgres.badlines import refusal
 from otel_activity.postgres.months import Months
+from otel_activity.postgres.statements import statement
 from otel_activity.postgres.writer import EventWriter, WriteResult
 from tests.postgres.support import (
     RESOURCE,
@@ -113,6 +115,74 @@ def test_bad_records_sent_again_are_quarantined_once(store_dsn: str, writer: Eve
     assert {row["event_id"] for row in quarantine(store_dsn)} == {event.id for event in bad}
     assert count(store_dsn, "quarantine") == 15
     assert stored(store_dsn) == {event.id: event for event in good}
+
+
+class Counting(psycopg.Connection[Any]):
+    """A connection that counts how often it waited for the server."""
+
+    waits = 0
+
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        """As psycopg's."""
+        self.waits += 1
+        return super().wait(*args, **kwargs)
+
+
+def test_many_bad_ids_take_one_statement_each(store_dsn: str) -> None:
+    """Ids of another kind are told from ids without asking the server, which names one of them at a time."""
+    good = make_events(20)
+    bad = [make_event(number, id=f"bad {number}") for number in range(200)]
+    with Counting.connect(store_dsn, autocommit=True) as connection:
+        writer = EventWriter(connection)
+        before = connection.waits
+        assert writer.write([*bad, *good], RESOURCE) == WriteResult(20, 0, 200)
+        assert connection.waits - before < 300
+    assert count(store_dsn, "quarantine") == 200
+    assert stored(store_dsn) == {event.id: event for event in good}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "x", "no uuid", "019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaa", "019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaaaa"),
+        *("019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaaa", "019AAAAA-AAAA-7AAA-8AAA-AAAAAAAAAAAB"),
+        *(
+            "019aaaaaaaaa7aaa8aaaaaaaaaaaaaac",
+            "{019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaad}",
+            "\\019a",
+            "019a\t",
+            "\0",
+        ),
+        *("{019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaae", "019a-aaaa-aaaa-7aaa-8aaa-aaaa-aaaa-aaaf"),
+        "019aaaaa-aaaa-7aaa-8aaa-aaaaaaaaaa-aa",
+    ],
+)
+def test_an_id_refused_without_asking_no_server_would_take(store_dsn: str, name: str) -> None:
+    """Each form of an id against the server itself, under the same SQLSTATE."""
+    _against_the_server(store_dsn, name, 9)
+
+
+@pytest.mark.parametrize("severity", [-32_768, 32_767, 32_768, -32_769])
+def test_a_severity_refused_without_asking_no_server_would_take(store_dsn: str, severity: int) -> None:
+    """The ends of what the column holds, and one beyond."""
+    found = _against_the_server(store_dsn, make_event().id, severity)
+    assert (found is None) == (abs(severity + 0.5) < 32_768)
+
+
+def _against_the_server(store_dsn: str, name: str, severity: int) -> tuple[str, str] | None:
+    line = copy_line(make_event(id=name, severity=severity), "shop", "019aaaaa-aaaa-8aaa-8aaa-aaaaaaaaaaaa")
+    found = refusal(line)
+    with psycopg.connect(store_dsn) as connection, connection.cursor() as cursor:
+        try:
+            with cursor.copy(statement("copy_events", "activity")) as copy:
+                copy.write(line)
+        except psycopg.Error as error:
+            state = error.sqlstate
+        else:
+            state = None
+        connection.rollback()
+    assert found is None or found[0] == state
+    return found
 
 
 def test_a_megabyte_entity_id_is_stored_and_found(store_dsn: str, writer: EventWriter) -> None:
