@@ -205,12 +205,13 @@ class Engineer(Employee):
 
 
 class Manager(Employee):
-    """Joined, plain."""
+    """Joined, with an ``onupdate`` in Python."""
 
     __tablename__ = "manager"
 
     id: Mapped[int] = mapped_column(ForeignKey("employee.id"), primary_key=True)
     level: Mapped[int | None]
+    touched: Mapped[int | None] = mapped_column(onupdate=lambda: next(_touches))
     __mapper_args__ = {"polymorphic_identity": "manager"}
 
 
