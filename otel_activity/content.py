@@ -186,8 +186,9 @@ class Content:
         if kind is str:
             found = self.clean_text(value)
             return _whole(value, found)
-        if kind is int:
-            return _REDACTED if self._card and value >= _SMALLEST_CARD and _is_card(str(value)) else value
+        if kind is int or (kind is float and value.is_integer()):
+            is_card = self._card and value >= _SMALLEST_CARD and _is_card(str(int(value)))
+            return _REDACTED if is_card else value
         if kind is list:
             items = [self.clean(item) for item in value]
             return items if _differ(items, value) else value
@@ -200,7 +201,12 @@ class Content:
             ((tag, payload),) = value.items()
             if tag[:1] == "$":
                 return self._clean_tagged(value, tag, payload)
-        items = {self.clean_text(key): self.clean(item) for key, item in value.items()}
+        items: dict[str, Any] = {}
+        for key, item in value.items():
+            name = found = self.clean_text(key)
+            while name in items:  # two secrets, which now are called the same
+                name = f"{found} {len(items) + 1}"
+            items[name] = self.clean(item)
         same = len(items) == len(value) and all(mine is his for mine, his in zip(items, value, strict=True))
         return value if same and not _differ(items.values(), value.values()) else items
 

@@ -9,7 +9,18 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import JSON, Column, ForeignKey, String, Table, TypeDecorator, create_engine, func, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    ForeignKey,
+    PickleType,
+    String,
+    Table,
+    TypeDecorator,
+    create_engine,
+    func,
+    select,
+)
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -232,6 +243,25 @@ def test_what_the_database_has_encrypted_is_not_written_in_clear() -> None:
         "kept": {"before": "e", "after": "g"},
     }
     assert deleted[semconv.CHANGES]["notes"] == {"before": REDACTED}
+
+
+def test_a_value_that_holds_one_part_again_and_again_is_no_work() -> None:
+    """A pickle is small where it names a part twice; a copy of all paths through it would never end."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Graph(Base):
+        __tablename__ = "graph"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        body: Mapped[Any] = mapped_column(PickleType)
+
+    body: Any = {"password": "s3cret"}
+    for _ in range(9):
+        body = [body] * 90
+    (event,) = added(Base, Graph(id=1, body=body))
+    assert event[semconv.CHANGES]["body"]["after"][0][0][0][0][0][0][0][0][0] == {"password": REDACTED}
+    assert "s3cret" not in str(event)
 
 
 def test_a_table_says_the_same() -> None:

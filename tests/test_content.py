@@ -226,6 +226,12 @@ def test_what_is_left_is_still_encoded() -> None:
 
     assert scrub(Decimal("4111111111111111")) == REDACTED
     assert scrub({"a": 1, JWT: 2}) == {"a": 1, "[redacted jwt]": 2}
+    two = {JWT: 1, f"{JWT}x": 2, "b": 3}
+    assert scrub(two) == {"[redacted jwt]": 1, "[redacted jwt] 2": 2, "b": 3}
+    assert scrub([4111111111111111.0, 4111111111111111.5, 1e300]) == [
+        REDACTED,
+        *encode([4111111111111111.5, 1e300]),
+    ]
 
 
 def test_the_beginning_of_a_long_text_is_searched() -> None:

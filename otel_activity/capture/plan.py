@@ -58,6 +58,8 @@ EXPRESSION: Final = _Missing()
 _logger: Final = logging.getLogger("otel_activity")
 _REDACTED: Final = Redacted()
 _COPY_DEPTH: Final = 8
+_COPY_ITEMS: Final = 1_000_000
+"""Most items of a copy, counted as if all parts on one level were as long as the longest."""
 _SHORTEST_SECRET: Final = 12
 _KNOWN_SCHEMAS: Final = 100
 """Bound on the schemas that one plan is remembered for: there may be one for each tenant."""
@@ -90,32 +92,36 @@ class _Odd(Exception):
     """A value that cannot simply be copied."""
 
 
-def _copied(value: Any, depth: int) -> Any:
+def _copied(value: Any, depth: int, room: int) -> Any:
     """A copy of plain lists and dicts that hold nothing but such, and values that cannot change.
 
     Raises:
-        _Odd: it holds something else, or is nested deeper than `depth` (it may refer to itself).
+        _Odd: it holds something else, is nested deeper than `depth` (it may refer to itself), or there is not
+            `room` for so many items (it may hold one part again and again).
     """
     kind = type(value)
+    if kind is not list and kind is not dict:
+        raise _Odd
+    room //= len(value) or 1
+    if not room:
+        raise _Odd
     if kind is list:
         items = value.copy()
         if not ATOMIC.issuperset(map(type, items)):
             if not depth:
                 raise _Odd
-            items = [item if type(item) in ATOMIC else _copied(item, depth - 1) for item in items]
+            items = [item if type(item) in ATOMIC else _copied(item, depth - 1, room) for item in items]
         return items
-    if kind is dict:
-        pairs = value.copy()
-        if not ATOMIC.issuperset(map(type, pairs)):
+    pairs = value.copy()
+    if not ATOMIC.issuperset(map(type, pairs)):
+        raise _Odd
+    if not ATOMIC.issuperset(map(type, pairs.values())):
+        if not depth:
             raise _Odd
-        if not ATOMIC.issuperset(map(type, pairs.values())):
-            if not depth:
-                raise _Odd
-            for key, item in pairs.items():
-                if type(item) not in ATOMIC:
-                    pairs[key] = _copied(item, depth - 1)
-        return pairs
-    raise _Odd
+        for key, item in pairs.items():
+            if type(item) not in ATOMIC:
+                pairs[key] = _copied(item, depth - 1, room)
+    return pairs
 
 
 class ColumnPlan:
@@ -164,7 +170,7 @@ class ColumnPlan:
             return value
         if kind is list or kind is dict:
             try:
-                return Copied(_copied(value, _COPY_DEPTH))
+                return Copied(_copied(value, _COPY_DEPTH, _COPY_ITEMS))
             except _Odd:
                 pass
         return self.plan.encoded(value)
