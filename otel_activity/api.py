@@ -659,6 +659,9 @@ class _TermHandler:
         if threading.current_thread() is not threading.main_thread():
             return
         previous = signal.getsignal(signal.SIGTERM)
+        left = getattr(previous, "__self__", None)
+        if isinstance(left, _TermHandler):  # one that another thread could not take back
+            previous = left._previous
         if previous is None or previous is signal.SIG_IGN:
             return
         try:
@@ -669,19 +672,25 @@ class _TermHandler:
         self._installed = True
 
     def uninstall(self) -> None:
-        if not self._installed or threading.current_thread() is not threading.main_thread():
+        if not self._installed:
             return
+        self._installed = False
+        if threading.current_thread() is not threading.main_thread():
+            return  # only there can it be taken back; from now on it hands on
         if signal.getsignal(signal.SIGTERM) == self._handle:
             signal.signal(signal.SIGTERM, self._previous)
-        self._installed = False
+
+    def _end(self) -> None:
+        if not callable(self._previous):
+            self._leave()
+        self._flush()
+        if not callable(self._previous):
+            self._abandon()
 
     def _handle(self, signum: int, frame: Any) -> None:
         try:
-            if not callable(self._previous):
-                self._leave()
-            self._flush()
-            if not callable(self._previous):
-                self._abandon()
+            if self._installed:
+                self._end()
         except Exception:
             _logger.exception("otel_activity: internal error while flushing")
         finally:

@@ -160,6 +160,22 @@ def test_instrument_twice_is_once_and_uninstrument_restores(engine: Engine, post
     assert items(postgres_dsn) == ["audited", "audited"]
 
 
+def test_uninstrument_from_another_thread_leaves_no_chain_of_handlers(
+    engine: Engine, postgres_dsn: str
+) -> None:
+    """Only the main thread can set signal handlers: the next start and end there put the first one back."""
+    schema.apply(postgres_dsn)
+    before = signal.getsignal(signal.SIGTERM)
+    assert otel_activity.instrument(postgres_dsn=postgres_dsn)
+    ending = threading.Thread(target=otel_activity.uninstrument)
+    ending.start()
+    ending.join()
+    assert not otel_activity.is_active()
+    assert otel_activity.instrument(postgres_dsn=postgres_dsn)
+    otel_activity.uninstrument()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_settings_that_come_too_late_are_said(
     engine: Engine, postgres_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
