@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["LifespanFlush", "StarletteRequests", "StarletteSpans"]
 
 _logger: Final = logging.getLogger("otel_activity")
+_MOUNTED: Final = "/{path}"
 _DONE: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 
 
@@ -113,5 +115,7 @@ def _route(scope: Any) -> str | None:
     for route in (getattr(chosen, "starlette_route", None), chosen, scope.get("route")):
         path = getattr(route, "path_format", None)
         if isinstance(path, str):
+            if isinstance(route, sys.modules["starlette.routing"].Mount):
+                path = _MOUNTED  # nothing inside it was chosen, and the prefix has its path already
             return str(scope.get("root_path", "")).rstrip("/") + path
     return None

@@ -159,6 +159,24 @@ def test_a_mounted_application(recorder: Recorder, engine: Engine) -> None:
     assert (found[semconv.USER_ID], found[semconv.REQUEST_ID]) == ("ada", "r-1")
 
 
+def test_the_route_of_what_is_mounted(engine: Engine) -> None:
+    """An application that has no routes, and one in which none was found: the mount's path, once."""
+
+    async def plain(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("done")(scope, receive, send)
+
+    inner = FastAPI()
+    inner.add_api_route("/tasks/{number}", lambda number: number, methods=["POST"])
+    app = Starlette(routes=[Mount("/plain", app=plain), Mount("/inner", routes=[Mount("/deep", app=inner)])])
+    with recorded_events(requests="*") as recorder:
+        for path in ("/plain/x", "/inner/x", "/inner/deep/x", "/inner/deep/tasks/5", "/x"):
+            post(app, path)
+    found = [event.attributes.get(semconv.ROUTE) for event in recorder.events]
+    assert found[3:] == ["/inner/deep/tasks/{number}", None]
+    # Older versions of Starlette do not note that a mount was chosen.
+    assert found[:3] in (["/plain/{path}", "/inner/{path}", "/inner/deep/{path}"], [None] * 3)
+
+
 def test_middleware_that_copies_the_scope(recorder: Recorder, engine: Engine) -> None:
     """`request.state` set behind it is found all the same."""
 
