@@ -66,6 +66,17 @@ def test_each_field_finds_its_event_alone(store_dsn: str, field: str) -> None:
         assert reader.count() == 3
 
 
+@pytest.mark.parametrize("text", ['said "Hi" to', "C:\\Temp", "two\nlines", '"', "ends \\", "☃ 100%_"])
+def test_text_is_found_as_it_was_written(store_dsn: str, text: str) -> None:
+    """Quotes, backslashes and line breaks are escaped in JSON; who looks for them need not know that."""
+    changed = make_event(activity__changes={"note": {"after": f"He {text}"}})
+    acted = make_event(activity__details={"note": f"{text} him"}, user__id=f"<{text}>")
+    store(store_dsn, [make_event(), changed, acted])
+    with ActivityStore(store_dsn) as reader:
+        found = {event.id for event in reader.search(EventFilter(text=text.swapcase())).events}
+    assert found == {changed.id, acted.id}
+
+
 def test_name_trace_span_and_service(store_dsn: str) -> None:
     """Event name, trace, span and service select as the other fields do."""
     named, traced, other = make_event(name="activity.auth.login"), make_event(), make_event()

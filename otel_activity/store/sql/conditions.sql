@@ -35,13 +35,17 @@ e.attributes ->> 'db.collection.name' = %(table)s
 -- name: changed_field
 e.changes ? %(changed_field)s
 -- name: text
-strpos(
+(strpos(
     lower(concat_ws(
         ' ', e.name, e.action, e.outcome, e.actor_type, e.actor_id, e.entity_type, e.entity_id, e.tenant_id,
-        e.project_id, e.service, e.changes::text, e.attributes::text
+        e.project_id, e.service
     )),
     lower(%(text)s)
-) > 0
+) > 0 OR strpos(
+    -- In the text of a JSON document quotes, backslashes and control characters are escaped: so are those looked for.
+    lower(concat_ws(' ', e.changes::text, e.attributes::text)),
+    lower(regexp_replace(to_json(%(text)s::text)::text, '^"|"$', '', 'g'))
+) > 0)
 -- name: store_tenant
 e.tenant_id = %(store_tenant)s
 -- name: after_position
