@@ -191,12 +191,25 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in (part.strip() for part in text.split(",")) if word)
+    """What stands between commas, or on lines of its own (a list in a deployment's file may have both)."""
+    return tuple(word for word in (part.strip() for part in re.split(r"[,\n]", text)) if word)
+
+
+def _tables(text: str) -> tuple[str, ...]:
+    words = _words(text)
+    for word in words:
+        if re.search(r"[\s;]", word):  # as one name it would fit no table, and nothing would be audited
+            raise ValueError(
+                f"{word!r} is read as one name; put commas between names, and ? for a space in one"
+            )
+    return words
 
 
 def _redactions(text: str) -> tuple[str, ...]:
     words = _words(text)
     for word in words:
+        if ";" in word:
+            raise ValueError(f"{word!r} is read as one name; put commas between names")
         name, mark, mode = word.partition("=")
         if not name.strip():
             raise ValueError(f"{word!r} names nothing; use for example email=hash,ssn=drop,phone")
@@ -497,10 +510,10 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field(
         "include",
         "OTEL_ACTIVITY_INCLUDE",
-        _words,
+        _tables,
         "Tables to audit, comma-separated patterns (* and ?), with or without schema. Unset: all.",
     ),
-    Field("exclude", "OTEL_ACTIVITY_EXCLUDE", _words, "Tables not to audit; beats include."),
+    Field("exclude", "OTEL_ACTIVITY_EXCLUDE", _tables, "Tables not to audit; beats include."),
     Field(
         "redact",
         "OTEL_ACTIVITY_REDACT",

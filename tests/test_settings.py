@@ -71,6 +71,9 @@ def test_argument_beats_environment_beats_default() -> None:
             "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
             "use at most 500",
         ),
+        ({"OTEL_ACTIVITY_INCLUDE": "orders customers"}, "OTEL_ACTIVITY_INCLUDE", "commas between names"),
+        ({"OTEL_ACTIVITY_EXCLUDE": "logs;jobs"}, "OTEL_ACTIVITY_EXCLUDE", "commas between names"),
+        ({"OTEL_ACTIVITY_REDACT": "email;ssn=drop"}, "OTEL_ACTIVITY_REDACT", "commas between names"),
         ({"OTEL_ACTIVITY_INCLUDE": '"orders"'}, "OTEL_ACTIVITY_INCLUDE", "leave them out"),
         ({"OTEL_ACTIVITY_REDACT": "'email,ssn' "}, "OTEL_ACTIVITY_REDACT", "leave them out"),
         ({"OTEL_ACTIVITY_POSTGRES_DSN": f"{DSN}?sslmode=requir"}, "OTEL_ACTIVITY_POSTGRES_DSN", "'require'"),
@@ -281,6 +284,17 @@ def test_space_around_an_address_is_no_part_of_it() -> None:
     environ = {"OTEL_ACTIVITY_POSTGRES_DSN": f" {DSN}\n", "OTEL_ACTIVITY_OTLP_ENDPOINT": "http://h:4318\n"}
     settings = Settings.from_env(environ)
     assert (settings.postgres_dsn, settings.otlp_endpoint) == (DSN, "http://h:4318")
+
+
+def test_a_list_may_stand_on_lines() -> None:
+    """A block of YAML has a name on each line, with commas or without; a name of several words stays one."""
+    environ = {
+        "OTEL_ACTIVITY_INCLUDE": "orders\ncustomers,\n\ninvoice?lines\n",
+        "OTEL_ACTIVITY_REDACT": "home phone",
+    }
+    settings = Settings.from_env(environ)
+    assert settings.include == ("orders", "customers", "invoice?lines")
+    assert settings.redact == ("home phone",)
 
 
 def test_a_list_may_be_any_collection() -> None:
