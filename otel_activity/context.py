@@ -19,6 +19,7 @@ from otel_activity.actors import (
     default_actor,
     nobody,
     outlived,
+    said,
     serving,
     settle,
 )
@@ -113,16 +114,16 @@ class RequestContext:
         who: Finding | None = None
         asked = False
         fallback: Actor | None = None
-        said: list[dict[str, Any]] = []
+        parts: list[dict[str, Any]] = []
         link: RequestContext | None = self
         while link is not None:
             found = link.find_actor(otel, memo)
             if late and found is not None and link.ended is not None:
                 found = outlived(found)
-            said.append(link.own_attributes())
+            parts.append(link.own_attributes())
             if found is not None:
-                if found.tenant is not None and semconv.TENANT_ID not in said[-1]:
-                    said[-1] = {**said[-1], semconv.TENANT_ID: found.tenant}
+                if found.tenant is not None and semconv.TENANT_ID not in parts[-1]:
+                    parts[-1] = {**parts[-1], semconv.TENANT_ID: found.tenant}
                 if who is None:
                     who = found
             asked = asked or link.asks_otel
@@ -131,7 +132,7 @@ class RequestContext:
         if who is None and otel and not asked:
             who = _ambient(otel)
         merged: dict[str, Any] = {}
-        for attributes in reversed(said):
+        for attributes in reversed(parts):
             merged.update(attributes)
         if who is None:
             merged.update(nobody() if fallback is None else fallback.attributes())
@@ -275,7 +276,7 @@ class activity_context(Block[RequestContext]):
             semconv.JOB_NAME: job,
         }
         self._actor = Actor.of(actor)
-        self._attributes = {name: str(value) for name, value in named.items() if value is not None}
+        self._attributes = {name: said(value) for name, value in named.items() if value is not None}
         self._entered: list[RequestContext] = []
 
     def __call__(self, function: _F) -> _F:

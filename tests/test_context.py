@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_activity import semconv
+from otel_activity import log_user_action, semconv
 from otel_activity.context import Actor, activity_context, current_context
+from otel_activity.testing import recorded_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +85,19 @@ def test_what_cannot_be_an_id_is_nobodys(key: Any, error: str) -> None:
         assert snapshot() == expected
         context.actor = Actor(id="u-1", on_behalf_of=key)
         assert snapshot() == expected
+
+
+@pytest.mark.parametrize("name", ["tenant", "project", "reason", "job"])
+def test_texts_that_no_encoding_has_cost_no_event(name: str) -> None:
+    """A client's JSON may bring a lone surrogate: it is replaced, and the length is bounded."""
+    actor = Actor(id="u-1", name="A\ud800", roles=("\udfff", 5))  # type: ignore[arg-type]  # on purpose
+    with recorded_events() as recorder:
+        with activity_context(actor=actor, **{name: "x\ud800" + "y" * 70_000}):  # type: ignore[arg-type]  # as above
+            log_user_action("a", key="value")
+        (event,) = recorder.events
+    assert event.attributes[semconv.USER_NAME] == "A\ufffd"
+    assert event.attributes[semconv.USER_ROLES] == ["\ufffd", "5"]
+    assert "x\ufffd" + "y" * 65_534 in event.attributes.values()
 
 
 def test_one_role_is_one_role() -> None:

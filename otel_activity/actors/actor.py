@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from otel_activity import semconv
-from otel_activity.actors.text import as_id, clean, wrong_with
+from otel_activity.actors.text import as_id, clean, said, wrong_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,9 +63,9 @@ class Actor:
         if self.id is not None:
             found[semconv.USER_ID] = self.id
         if self.name is not None:
-            found[semconv.USER_NAME] = self.name
+            found[semconv.USER_NAME] = said(self.name)
         if self.roles:
-            found[semconv.USER_ROLES] = list(self.roles)
+            found[semconv.USER_ROLES] = [said(role) for role in self.roles]
         if self.on_behalf_of is not None:
             found[semconv.ACTOR_ON_BEHALF_OF] = self.on_behalf_of
         return found

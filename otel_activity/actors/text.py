@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 from uuid import UUID
 
-__all__ = ["ID_LENGTH", "as_id", "clean", "is_id", "wrong_with"]
+__all__ = ["ID_LENGTH", "as_id", "clean", "is_id", "said", "wrong_with"]
 
 ID_LENGTH: Final = 256
 """Longest id or name, in characters."""
@@ -22,6 +22,17 @@ def clean(value: Any, length: int = ID_LENGTH) -> str:
     if isinstance(value, bytes):
         value = value[: length * 4].decode("utf-8", "replace")
     return _CONTROL.sub(" ", value[:length]).strip() if isinstance(value, str) else ""
+
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SAID_LENGTH: Final = 65_536
+
+
+def said(value: Any) -> str:
+    """What the application says itself, as text that can be encoded: a lone surrogate, which JSON of a client
+    may have brought, becomes U+FFFD. At most 65,536 characters.
+    """
+    return _SURROGATE.sub("\ufffd", str(value)[:_SAID_LENGTH])
 
 
 def is_id(value: Any) -> bool:

@@ -237,7 +237,9 @@ class ActionRecorder:
             said[semconv.ACTION_DURATION] = performed.duration
         if performed.error is not None:
             error = performed.error
-            said[semconv.ERROR_TYPE] = error if isinstance(error, str) else _type_name(error)
+            said[semconv.ERROR_TYPE] = _text(
+                error if isinstance(error, str) else _type_name(error), _NAME_LENGTH
+            )
         return said
 
     def _extra(self, attributes: Mapping[str, Any]) -> dict[str, Any]:

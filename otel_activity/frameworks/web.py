@@ -15,7 +15,7 @@ from opentelemetry import trace
 
 from otel_activity import actors, semconv
 from otel_activity.actors import Actor, Finding, clean, is_id, settle
-from otel_activity.context import RequestContext, asking, current_context
+from otel_activity.context import RequestContext, asking, current_context, is_asking
 from otel_activity.frameworks import claims, sessions
 from otel_activity.frameworks.proxies import Proxies
 from otel_activity.frameworks.resolver import Resolver
@@ -254,6 +254,8 @@ class WebContext(RequestContext):
             actor = self._ask_resolver({} if memo is None else memo)
             if actor is not None:
                 return actor.finding()
+            if is_asking():
+                raise RecursionError("a user object logs an action, or commits, when it is read")
             with asking():
                 return settle(self._candidates(otel))
         except Exception as error:  # noqa: BLE001 - code of the application; the request goes on

@@ -21,7 +21,7 @@ from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from otel_activity import ActivityASGIMiddleware, Actor, activity_context, semconv
+from otel_activity import ActivityASGIMiddleware, Actor, activity_context, log_user_action, semconv
 from otel_activity.testing import Recorder, recorded_events
 from tests.frameworks.support import Account, Task, actor, memory, said, save
 
@@ -203,6 +203,28 @@ def test_a_broken_resolver_does_not_touch_the_request(engine: Engine) -> None:
     with recorded_events(actor_resolver=f"{__name__}:broken_resolver") as recorder:
         assert post(fastapi_app(engine), "/v2/projects/7/tasks/5", user="ada") == 200
         assert actor(recorder) == ("unknown", None)
+
+
+def test_a_user_object_that_logs_when_it_is_read_is_read_once(recorder: Recorder, engine: Engine) -> None:
+    """Its own action does not ask it again."""
+
+    class Logging:
+        @property
+        def id(self) -> str:
+            log_user_action("user.read")
+            return "ada"
+
+    app = FastAPI()
+
+    @app.post("/tasks")
+    def create(request: Request) -> None:
+        request.state.user = Logging()
+        save(engine)
+
+    assert post(app, "/tasks") == 200
+    row, action = sorted(recorder.events, key=lambda found: found.name, reverse=True)
+    assert row.attributes[semconv.USER_ID] == "ada"
+    assert action.attributes[semconv.ACTOR_ERROR_TYPE] == "RecursionError"
 
 
 def test_a_user_whose_row_is_expired_takes_no_connection(recorder: Recorder, engine: Engine) -> None:
