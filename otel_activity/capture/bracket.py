@@ -15,6 +15,7 @@ from otel_activity.capture import autocommit, drivers
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.pools import Pools
 from otel_activity.capture.transaction import Transaction, anchor_of
+from otel_activity.capture.updates import Mistaken
 from otel_activity.context import circumstances
 from otel_activity.errors import ActivityError
 from otel_activity.events import Commit, Outlet, Unit
@@ -46,6 +47,7 @@ class Bracket:
         self.delivery = delivery
         self.proofs = proofs
         self.pools: Final = Pools()
+        self.mistaken: Final = Mistaken()
         self.open: Final[dict[int, Transaction]] = {}
         """Transactions that have captured something, by ``id()`` of the DBAPI connection. For hooks that run
         for every row or statement and can afford no call to find out that there is nothing to do."""

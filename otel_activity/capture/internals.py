@@ -14,8 +14,9 @@ from sqlalchemy.orm.base import PassiveFlag
 
 from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change
 from otel_activity.capture.guard import internal_error
-from otel_activity.capture.mapper import read_row, record
+from otel_activity.capture.mapper import correct, read_row, record
 from otel_activity.capture.plan import MISSING
+from otel_activity.capture.updates import announce
 
 if TYPE_CHECKING:
     from otel_activity.capture.bracket import Bracket
@@ -135,12 +136,16 @@ class InternalHooks:
     def _announced(self, base_mapper: Any, states: Any, uow: Any, columns: Any) -> list[_PostUpdate]:
         """What the statements are about to write, in their order."""
         found = []
+        true = self._bracket.mistaken.true
         for state in _sort_states(base_mapper, states):
             plan = self._planner.plan(state.manager.mapper)
             if plan is not None:
                 post = _PostUpdate(plan, state, columns, deleted=uow.is_deleted(state))
+                post.old = {key: true(state, key, old) for key, old in post.old.items()}
                 if post.written:
                     found.append(post)
+                    if plan.generated:
+                        announce(self._bracket.transaction(_connection_of(state, base_mapper, uow)), plan)
         if self._fetch:
             for post in found:
                 connection = _connection_of(post.state, base_mapper, uow)
@@ -155,6 +160,9 @@ class InternalHooks:
             deleted = uow.is_deleted(post.state)
             change = post.change(deleted)
             if change is not None:
+                if transaction.noted is not None and post.plan.generated:
+                    learn = self._bracket.mistaken.learn
+                    correct(post.plan, change, learn(post.plan, post.state, change, transaction.noted))
                 transaction.add(change)
             if deleted:
                 # The row that is deleted next is not the one that the session remembers.

@@ -19,7 +19,7 @@ from otel_activity.capture.change import CREATED, DELETED, UPDATED, Change, Row
 from otel_activity.capture.drivers import sqlstate
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.plan import EXPRESSION, MISSING, is_expression
-from otel_activity.capture.updates import Updates
+from otel_activity.capture.updates import announce
 from otel_activity.codec import ATOMIC
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from otel_activity.capture.plan import Plan, Planner
     from otel_activity.capture.transaction import Transaction
 
-__all__ = ["MapperHooks", "read_row", "record"]
+__all__ = ["MapperHooks", "correct", "read_row", "record"]
 
 
 _IN_FAILED_TRANSACTION: Final = "25P02"
@@ -127,7 +127,8 @@ class MapperHooks:
             old = committed.get(column.key, MISSING)
             if old is MISSING:
                 old = dict_.get(column.key, MISSING)
-            held[column.key] = MISSING if type(old) is LoaderCallableStatus else old
+            old = MISSING if type(old) is LoaderCallableStatus else old
+            held[column.key] = self._bracket.mistaken.true(state, column.key, old)
         for key, old in committed.items():
             # The flush forgets the old value where it writes an SQL expression.
             if type(dict_.get(key)) not in ATOMIC and key in plan.by_key and is_expression(dict_[key]):
@@ -147,10 +148,7 @@ class MapperHooks:
     ) -> None:
         """Ask for notes of the statements that follow, see `updates`. With hooks of the application, which
         are yet to run, hold what the row is known to be."""
-        updates = transaction.noted
-        if updates is None:
-            updates = transaction.noted = Updates()
-        updates.announce(plan)
+        updates = announce(transaction, plan)
         if not hooked:
             return
         known = state.dict | state.committed_state
@@ -210,8 +208,8 @@ class MapperHooks:
             else:
                 held |= updates.written(plan, state)
                 change = self._updated(plan, state, held)
-                if change is not None:
-                    _correct(plan, change, updates.generated(plan, state))
+                if change is not None and plan.generated:
+                    correct(plan, change, self._bracket.mistaken.learn(plan, state, change, updates))
         if change is not None:
             transaction.add_update(change)
         if transaction.autocommit:
@@ -252,7 +250,9 @@ class MapperHooks:
                 old = MISSING
             partial |= record(column, old, new, before, after)
         if held:
-            partial |= _record_held(plan, state, held, before, after, written)
+            true = self._bracket.mistaken.true
+            now = {key: true(state, key, dict_.get(key, MISSING)) for key in held}
+            partial |= _record_held(plan, state, held, now, before, after, written)
         if not before:
             # The hook is called for objects without a net change, too.
             return None
@@ -294,6 +294,9 @@ class MapperHooks:
         for known in (state.committed_state, held):
             if known:
                 values = list(map(known.get, plan.keys, values))
+        for column in plan.generated:
+            index = plan.keys.index(column.key)
+            values[index] = self._bracket.mistaken.true(state, column.key, values[index])
         if plan.at_once:
             _encode_at_once(plan, values)
         transaction.add(Row(plan, DELETED, state.key[1], values))
@@ -306,19 +309,19 @@ class MapperHooks:
         self._bracket.settle(transaction, midst=True)
 
 
-def _correct(plan: Plan, change: Change, values: dict[str, Any]) -> None:
+def correct(plan: Plan, change: Change, values: dict[str, Any]) -> None:
     """Put right what the session has wrong of a row."""
+    if not values:
+        return
     for key, value in values.items():
         column = plan.by_key[key]
         if column.name in change.before:
-            old = change.before.pop(column.name)
+            new = value if value is MISSING else column.snapshot(value)
             change.after.pop(column.name, None)
-            record(column, old, value, change.before, change.after)
-    if values:
-        sides = change.before.values()
-        change.partial = (
-            any(value is MISSING for value in sides) or change.before.keys() != change.after.keys()
-        )
+            if new is not MISSING:
+                change.after[column.name] = new
+    sides = change.before.values()
+    change.partial = any(value is MISSING for value in sides) or change.before.keys() != change.after.keys()
 
 
 def _encode_at_once(plan: Plan, values: list[Any]) -> None:
@@ -381,6 +384,7 @@ def _record_held(
     plan: Plan,
     state: Any,
     held: dict[str, Any],
+    now: dict[str, Any],
     before: dict[str, Any],
     after: dict[str, Any],
     written: list[Any],
@@ -392,7 +396,7 @@ def _record_held(
         if key in state.committed_state:
             continue
         column = plan.by_key[key]
-        new = state.dict.get(key, MISSING)
+        new = now[key]
         unseen = type(old) is _Unseen
         if unseen:
             old = old.value

@@ -7,6 +7,7 @@ all of its objects the value of the first row.)
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy.orm.base import LoaderCallableStatus
@@ -16,9 +17,20 @@ from otel_activity.capture.plan import EXPRESSION, MISSING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from otel_activity.capture.change import Change
     from otel_activity.capture.plan import ColumnPlan, Plan
+    from otel_activity.capture.transaction import Transaction
 
-__all__ = ["Updates"]
+__all__ = ["Mistaken", "Updates", "announce"]
+
+
+def announce(transaction: Transaction, plan: Plan) -> Updates:
+    """Ask for notes of the statements that a flush step is about to send."""
+    updates = transaction.noted
+    if updates is None:
+        updates = transaction.noted = Updates()
+    updates.announce(plan)
+    return updates
 
 
 class _Batch(NamedTuple):
@@ -40,6 +52,33 @@ class _Batch(NamedTuple):
             by_key = {tuple([row.get(label) for label in labels]): row for row in self.rows}
             self.found[labels] = by_key
         return by_key.get(key)
+
+
+class Mistaken:
+    """Values that sessions have wrong, until they read them anew: those of the first row of a batch."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Any]]] = weakref.WeakKeyDictionary()
+
+    def learn(self, plan: Plan, state: Any, change: Change, updates: Updates) -> dict[str, Any]:
+        """After an UPDATE of an object's row: by key, what it gave this row."""
+        values = updates.generated(plan, state)
+        if state in self._known:
+            for column in plan.generated:
+                if column.name in change.before:
+                    self._known[state].pop(column.key, None)
+        dict_ = state.dict
+        wrong = {key: (dict_[key], own) for key, own in values.items() if dict_.get(key, own) != own}
+        if wrong:
+            self._known.setdefault(state, {}).update(wrong)
+        return values
+
+    def true(self, state: Any, key: str, value: Any) -> Any:
+        """What stands for `value`, which the session has."""
+        if not self._known:
+            return value
+        wrong, own = self._known.get(state, {}).get(key, (MISSING, MISSING))
+        return own if value is wrong else value
 
 
 class Updates:
@@ -107,6 +146,7 @@ class Updates:
             values[column.key] = MISSING
             return
         labels, positions = row_key
-        row = batch.row(labels, tuple([state.key[1][position] for position in positions]))
+        key = state.key or state.manager.mapper._identity_key_from_state(state)
+        row = batch.row(labels, tuple([key[1][position] for position in positions]))
         if row is not None and column.column.key in row:
             values[column.key] = row[column.column.key]

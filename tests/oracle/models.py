@@ -50,6 +50,7 @@ __all__ = [
     "Engineer",
     "Lazy",
     "Ledger",
+    "Link",
     "Manager",
     "Node",
     "Owner",
@@ -310,6 +311,18 @@ class Node(Base):
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"))
     name: Mapped[str | None]
     children: Mapped[list[Node]] = relationship(backref=backref("parent", remote_side=[id]))
+
+
+class Link(Base):
+    """A chain in one table that second UPDATEs close, without a version: many rows in one statement."""
+
+    __tablename__ = "link"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None]
+    next_id: Mapped[int | None] = mapped_column(ForeignKey("link.id"))
+    touched: Mapped[int | None] = mapped_column(onupdate=lambda: next(_touches))
+    next: Mapped[Link | None] = relationship(remote_side=[id], post_update=True)
 
 
 class Owner(Base):

@@ -27,6 +27,7 @@ from tests.oracle.models import (
     Engineer,
     Lazy,
     Ledger,
+    Link,
     Manager,
     Node,
     Owner,
@@ -265,6 +266,53 @@ def test_onupdate_of_many_rows_in_one_statement(world: World) -> None:
 
     world.run(work)
     assert world.check() == 21
+
+
+@pytest.mark.parametrize("expire", [True, False])
+def test_what_onupdate_gave_is_known_before_the_next_change(world: World, expire: bool) -> None:
+    """The next changes of those rows, and their deletion, have before what was written, not what the session
+    has; a value that the application sets afterwards is its own."""
+
+    def work(session: Session) -> None:
+        managers = [Manager(name="a", level=1) for _ in range(4)]
+        session.add_all(managers)
+        session.flush()
+        for level in (2, 3):
+            for manager in managers:
+                manager.level = level
+            session.flush()
+        wrong = [manager.touched for manager in managers]
+        managers[1].name = "only in the other table"
+        managers[2].touched = 1_000_007
+        managers[3].touched = wrong[3]
+        session.commit()
+        managers[2].touched = wrong[2]
+        session.commit()
+        managers[2].touched = 1_000_008
+        session.commit()
+        for manager in managers:
+            session.delete(manager)
+        session.commit()
+
+    world.run(work, expire_on_commit=expire)
+    world.check()
+
+
+def test_onupdate_of_a_second_update(world: World) -> None:
+    """So it is where second UPDATEs of many rows close a circle."""
+
+    def work(session: Session) -> None:
+        links = [Link(name=str(number)) for number in range(4)]
+        for link in links:
+            link.next = links[0]
+        session.add_all(links)
+        session.flush()
+        for link in links:
+            link.next, link.name = links[1], "renamed"
+        session.commit()
+
+    world.run(work)
+    assert world.check() == 16
 
 
 def test_json_null(world: World) -> None:
