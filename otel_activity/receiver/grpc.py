@@ -25,6 +25,9 @@ __all__ = ["GRPCServer"]
 SERVICE: Final = "opentelemetry.proto.collector.logs.v1.LogsService"
 PATIENCE: Final = 5.0
 """Seconds that a request waits for room before its sender is told to come back."""
+IDLE: Final = 75.0
+"""Seconds after which a connection without requests is closed, as HTTP's are. Its sender makes another one
+when it needs it; who never sends would hold it for ever, and connections are what a process has few of."""
 STREAMS: Final = 64
 """Requests at the same time on one connection."""
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -52,6 +55,7 @@ class GRPCServer:
                 ("grpc.max_concurrent_streams", STREAMS),
                 ("grpc.so_reuseport", int(settings.reuse_port)),
                 ("grpc.server_handshake_timeout_ms", round(settings.read_timeout * 1000)),
+                ("grpc.max_connection_idle_ms", round(max(IDLE, settings.read_timeout) * 1000)),
             ]
         )
         handler = grpc.stream_unary_rpc_method_handler(self._export)

@@ -133,7 +133,7 @@ class HTTPApplication:
         if route == ("POST", "/v1/logs"):
             await self._logs(headers, incoming, send)
         elif route == ("GET", "/healthz"):
-            await self._health(send)
+            await self._health(headers, send)
         elif route == ("GET", "/metrics"):
             await self._show_metrics(headers, send)
         elif scope["path"] in {"/v1/logs", "/healthz", "/metrics"}:
@@ -142,13 +142,15 @@ class HTTPApplication:
         else:
             await self._dismiss(incoming, send, 404, TEXT, b"not found; OTLP logs go to /v1/logs\n")
 
-    async def _health(self, send: Send) -> None:
+    async def _health(self, headers: dict[bytes, bytes], send: Send) -> None:
         failure = self._intake.failure
         if failure is None:
             await _answer(send, 200, JSON, b'{"status":"ok"}')
-        else:
-            body = msgspec.json.encode({"status": "unavailable", "reason": failure})
-            await _answer(send, 503, JSON, body)
+            return
+        said = {"status": "unavailable"}
+        if self._token.allows(headers.get(b"authorization")):  # it names host, user and database
+            said["reason"] = failure
+        await _answer(send, 503, JSON, msgspec.json.encode(said))
 
     async def _show_metrics(self, headers: dict[bytes, bytes], send: Send) -> None:
         if not self._token.allows(headers.get(b"authorization")):

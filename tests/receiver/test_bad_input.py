@@ -312,7 +312,21 @@ def test_store_that_is_away_is_retryable(store_dsn: str) -> None:
             retry = RetryInfo()
             assert status.details[0].Unpack(retry)
             assert retry.retry_delay.seconds == 1
-        assert httpx.get(f"{receiver.url}/healthz").status_code == 503
+        health = httpx.get(f"{receiver.url}/healthz")
+        assert (health.status_code, health.json()["status"]) == (503, "unavailable")
+        assert "nobody" in health.json()["reason"]
+
+
+def test_health_page_tells_strangers_no_reason(store_dsn: str) -> None:
+    """Why the store does not answer names host, user and database: only who shows the token reads that."""
+    token = "0123456789abcdef"
+    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
+    with Receiver(nowhere, variables={"OTEL_ACTIVITY_RECEIVE_TOKEN": token}) as receiver:
+        page = f"{receiver.url}/healthz"
+        stranger = httpx.get(page)
+        assert (stranger.status_code, stranger.json()) == (503, {"status": "unavailable"})
+        known = httpx.get(page, headers={"authorization": f"Bearer {token}"})
+        assert "nobody" in known.json()["reason"]
 
 
 def test_stalled_senders_are_let_go(store_dsn: str) -> None:

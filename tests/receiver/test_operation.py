@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import subprocess
 import threading
@@ -15,12 +16,24 @@ import psycopg
 import pytest
 
 from otel_activity.embedded import free_port
+from otel_activity.errors import StoreUnavailable
+from otel_activity.postgres.writer import WriteResult
+from otel_activity.receiver import grpc as grpc_server
+from otel_activity.receiver.auth import BearerToken
+from otel_activity.receiver.grpc import GRPCServer
+from otel_activity.receiver.intake import Intake
+from otel_activity.receiver.metrics import ReceiverMetrics
+from otel_activity.receiver.settings import ReceiverSettings
 from tests.postgres.support import count, make_events, stored
 from tests.receiver.support import EXPORT, PROTOBUF, Receiver, otlp_request
 from tests.support import require_tool
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from otel_activity.codec.lines import Row
+    from otel_activity.events import ResourceInfo
 
 RESOURCE = {"service.name": "shop"}
 
@@ -150,6 +163,52 @@ def test_instances_share_a_store_and_a_port(store_dsn: str) -> None:
             one.call(requests[number])
             other.call(requests[number])
     assert count(store_dsn) == 1_000
+
+
+class Nowhere:
+    """A store that is away."""
+
+    last_result = WriteResult(0, 0, 0)
+
+    def export_rows(self, rows: Sequence[Row], resources: Mapping[str, ResourceInfo]) -> list[Row]:
+        """Nobody can store anything there."""
+        raise StoreUnavailable("nobody is there")
+
+    def probe(self) -> None:
+        """As `export_rows`."""
+        raise StoreUnavailable("nobody is there")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+async def silent_connection(settings: ReceiverSettings) -> bytes:
+    """Connect to a gRPC server, say only what HTTP/2 wants, and read until it closes."""
+    metrics = ReceiverMetrics()
+    intake = Intake(Nowhere, writers=1, limit=1, refuse_foreign=True, metrics=metrics)
+    server = GRPCServer(intake, metrics, BearerToken(None), settings)
+    try:
+        port = server.bind("127.0.0.1:0", None)
+        await server.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        settings_frame = b"\0\0\0\4\0\0\0\0\0"
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings_frame)
+        async with asyncio.timeout(60):
+            said = await reader.read()
+        writer.close()
+        return said
+    finally:
+        await server.stop(0)
+        await asyncio.to_thread(intake.close, 30)
+
+
+def test_connections_without_requests_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over gRPC as over HTTP: who connects and never sends does not keep a connection from others."""
+    monkeypatch.setattr(grpc_server, "IDLE", 1.0)
+    said = asyncio.run(silent_connection(ReceiverSettings(dsn="", read_timeout=0.5)))
+    goaway = b"\x07\0\0\0\0\0"
+    assert goaway in said
+    assert b"handshake" not in said
 
 
 # --- the end --------------------------------------------------------------------------------------
