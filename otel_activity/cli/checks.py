@@ -135,6 +135,7 @@ def _settings(environ: Mapping[str, str], *, interactive: bool, dsn_given: bool)
     yield Check("settings", Level.OK, ", ".join(given) if given else "all default")
     yield _active(settings, environ, dsn_given=dsn_given)
     if settings.active:
+        yield _service(environ)
         yield _journal(settings, environ)
         left = left_behind(settings, environ)
         if left is not None:
@@ -172,6 +173,19 @@ def _why(name: str, environ: Mapping[str, str]) -> str:
         "otlp": "OTEL_ACTIVITY_OTLP_ENDPOINT is set",
         "console": "output is a terminal and nothing else is set",
     }[name]
+
+
+def _service(environ: Mapping[str, str]) -> Check:
+    """Whether events would say which service they are of; by the SDK's own variables."""
+    name = environ.get("OTEL_SERVICE_NAME", "").strip()
+    for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+        key, _, value = pair.partition("=")
+        if key.strip() == "service.name":
+            name = name or value.strip()
+    if name:
+        return Check("service", Level.OK, name)
+    text = "has no name: events say unknown_service, as those of every other one that has none"
+    return Check("service", Level.WARN, text, "set OTEL_SERVICE_NAME, unless the program names it")
 
 
 def _journal(settings: Settings, environ: Mapping[str, str]) -> Check:

@@ -33,12 +33,27 @@ def examine(dsn: str | None = None, **variables: str) -> tuple[int, dict[str, di
 def test_healthy_installation_passes(store_dsn: str, tmp_path: Path) -> None:
     """With tables and an event nothing fails, and every part has its line."""
     store(store_dsn, [make_event()])
-    journals = {"OTEL_ACTIVITY_JOURNAL_DIR": str(tmp_path)}
-    status, checks = examine(store_dsn, OTEL_PYTHON_DISTRO="otel_activity", **journals)
+    named = {"OTEL_ACTIVITY_JOURNAL_DIR": str(tmp_path), "OTEL_SERVICE_NAME": "shop"}
+    status, checks = examine(store_dsn, OTEL_PYTHON_DISTRO="otel_activity", **named)
     assert status == 0
     assert {name for name, row in checks.items() if row["status"] != "ok"} == {"append only"}
     expected = "python sqlalchemy psycopg settings exporters distro capture store clock schema partitions"
     assert set(expected.split()) <= set(checks)
+
+
+@pytest.mark.parametrize(
+    ("variables", "level", "shown"),
+    [
+        ({}, "warn", "unknown_service"),
+        ({"OTEL_SERVICE_NAME": "shop", "OTEL_RESOURCE_ATTRIBUTES": "service.name=other"}, "ok", "shop"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "a=b, service.name = other ,c"}, "ok", "other"),
+    ],
+)
+def test_a_service_without_a_name_is_told(variables: dict[str, str], level: str, shown: str) -> None:
+    """Events of two services that have no name cannot be told apart, nor can their journals."""
+    _, checks = examine(OTEL_ACTIVITY_EXPORTERS="otlp", **variables)
+    assert checks["service"]["status"] == level
+    assert shown in checks["service"]["message"]
 
 
 def test_missing_schema_fails(postgres_dsn: str) -> None:
