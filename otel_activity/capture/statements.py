@@ -78,11 +78,12 @@ class StatementHooks:
                     bracket.look(transaction)
                 if transaction.announced:
                     autocommit.count(transaction, context, cursor, parameters)
-                if transaction.noted is not None and context.isupdate:
+                if context.isdelete:
+                    # Only the unit of work brings a cache of its own; hooks of the application delete, too.
+                    if context.execution_options.get("compiled_cache") is not None:
+                        transaction.matched = _matched(context, cursor, transaction.matched)
+                elif transaction.noted is not None and context.isupdate:
                     transaction.noted.note(context)
-                # Only the unit of work brings a cache of its own; hooks of the application may delete, too.
-                if context.isdelete and context.execution_options.get("compiled_cache") is not None:
-                    transaction.matched = _matched(context, cursor, transaction.matched)
             return result
 
         return do_execute
