@@ -687,6 +687,7 @@ def test_a_forked_child_writes_a_journal_of_its_own(world: World) -> None:
     stuck = world.road(down=True)
     delivery = world.delivery(stuck)
     bracket(delivery, unit(1))
+    wait_for(delivery._adopted.is_set)  # else the parent may be the one that takes the child's journal over
     (path,) = world.segments()
     before = path.read_bytes()
     child = os.fork()
