@@ -150,13 +150,17 @@ class _Runtime:
             lane.abandon()
         self.delivery.last_words()
 
-    def stop(self, timeout: float | None = None) -> bool:
+    def stop(self, timeout: float | None = None, *, at_exit: bool = False) -> bool:
         deadline = time.monotonic() + (self.settings.shutdown_timeout if timeout is None else timeout)
         self.metrics.watch(None)
         self.signals.uninstall()
-        self.web.uninstall()
-        actions.use(None)
-        self.capture.uninstall()
+        if at_exit:
+            # Other threads may commit until the process is gone: that is captured, and kept for the next one.
+            self.delivery.outlast()
+        else:
+            self.web.uninstall()
+            actions.use(None)
+            self.capture.uninstall()
         self._say_misspelt()
         self.delivery.close(deadline)
         left = self.pipeline.shutdown(deadline)
@@ -270,10 +274,18 @@ def shutdown(timeout: float | None = None) -> bool:
     Returns:
         Whether everything was delivered. What was not is counted and logged.
     """
+    return _stop(timeout)
+
+
+def _stop(timeout: float | None = None, *, at_exit: bool = False) -> bool:
     global _runtime
     with _lock:
         runtime, _runtime = _runtime, None
-        return True if runtime is None else runtime.stop(timeout)
+        return True if runtime is None else runtime.stop(timeout, at_exit=at_exit)
+
+
+def _at_exit() -> None:
+    _stop(at_exit=True)
 
 
 def get_queue_metrics() -> dict[str, Any]:
@@ -707,15 +719,15 @@ def _hook_process() -> None:
     if _hooked:
         return
     _hooked = True
-    atexit.register(shutdown)
+    atexit.register(_at_exit)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
 
 
 def _end_first() -> None:
     """The application's provider may have been made after us; at exit our last events must come before it."""
-    atexit.unregister(shutdown)
-    atexit.register(shutdown)
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)
 
 
 def _after_fork() -> None:

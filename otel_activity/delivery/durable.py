@@ -173,7 +173,7 @@ class DurableDelivery(Feeder):
         self._bare_out = 0
         self._bare_since: int | None = None
         self._bare_key = str(uuid_utils.uuid7())
-        self._accounted = False
+        self._accounted = self._lasting = False
         self._stuck_at: tuple[Held, float] | None = None
 
     def start(self) -> None:
@@ -201,8 +201,8 @@ class DurableDelivery(Feeder):
         self._sources.append(self._own)
 
     def _journal(self) -> Source | None:
-        """The source of this process, opened late in a forked child; None when that fails."""
-        if self._own is None and self._writes and not self._closed:
+        """The source of this process, opened late in a forked child or after the end; None if that fails."""
+        if self._own is None and self._writes and (self._lasting or not self._closed):
             with self._lock:
                 now = time.monotonic()
                 if self._own is None and now >= self._open_at:
@@ -263,6 +263,8 @@ class DurableDelivery(Feeder):
             )
         except Exception as error:  # noqa: BLE001 - a journal in trouble never reaches the application
             held.source = None
+            if source is not self._own:  # it was closed just now, because the process ends
+                return self._write(held, bounded=bounded)
             return f"a unit could not be journaled ({_reason(error)})"
         return None
 
@@ -354,7 +356,7 @@ class DurableDelivery(Feeder):
         """Let a released unit in, its events too if there is room for them; else say why it is dropped."""
         if held.entered:
             return None  # interrupted behind this
-        if self._closed:
+        if self._closed and held.source is None:
             return "after shutdown"
         count = held.count
         if held.events is not None:
@@ -1061,21 +1063,30 @@ class DurableDelivery(Feeder):
             left = self._last_account()
             self._save_cursors()
             self._write_down()
-            for source in self._sources:
-                try:
-                    source.journal.close(remove=source.done and not (source.own and self._owes))
-                except OSError as error:
-                    line = f"{source.journal.path} cannot be closed ({_reason(error)})"
-                    self._say("close", logging.ERROR, line)
-            undecided = sum(source.open - source.kept for source in self._sources) - sum(
+            sources, self._own = tuple(self._sources), None  # who commits from now on opens another one
+            for source in sources:
+                self._give_up(source)
+            undecided = sum(source.open - source.kept for source in sources) - sum(
                 held.source is not None for held in left
             )
-            self._sources = []
-            self._own = None
+            self._sources = [source for source in self._sources if source not in sources]
         finally:
             self._pumping.release()
         self._say_left(left)
         return not left and not undecided
+
+    def _give_up(self, source: Source) -> None:
+        try:
+            # Under the lock: whoever prepares a unit right now does so before, and it stays, or after.
+            with source.journal.at_rest():
+                source.journal.close(remove=source.done and not (source.own and self._owes))
+        except OSError as error:
+            line = f"{source.journal.path} cannot be closed ({_reason(error)})"
+            self._say("close", logging.ERROR, line)
+
+    def outlast(self) -> None:
+        """As `Feeder.outlast`: what is committed after the end is in a journal, for the next process."""
+        self._lasting = True
 
     @property
     def _owes(self) -> bool:

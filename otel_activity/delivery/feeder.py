@@ -186,6 +186,9 @@ class Feeder:
     def start(self) -> None:
         """The process begins to be audited."""
 
+    def outlast(self) -> None:
+        """The process ends, and other threads may commit until it is gone: keep that, if anything can."""
+
     def last_words(self) -> None:
         """The exporters are given up: write down what cannot be said any more."""
 

@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -739,6 +739,16 @@ class Journal:
             self._deleted += self._sizes.pop(segment)
             self.opened.pop(segment, None)
             self._finished.pop(segment, None)
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Nobody appends meanwhile; unless whoever does cannot go on before us."""
+        held = self.lock.acquire(timeout=_WAIT)
+        try:
+            yield
+        finally:
+            if held:
+                self.lock.release()
 
     def close(self, *, remove: bool) -> None:
         """Give the journal up; what is in it stays for the next process, unless it is removed.
