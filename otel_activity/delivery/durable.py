@@ -824,7 +824,9 @@ class DurableDelivery(Feeder):
     def _save_cursors(self) -> None:
         for source in tuple(self._sources):
             try:
-                if source.done and not source.own:
+                if source.gone:
+                    self._see_off(source)
+                elif source.done and not source.own:
                     self._sources.remove(source)
                     source.journal.close(remove=True)
                     self._foreign.discard(source.journal.path)
@@ -839,9 +841,29 @@ class DurableDelivery(Feeder):
                 line = f"{source.journal.path} cannot be written ({_reason(error)})"
                 self._say("cursor", logging.ERROR, line)
 
+    def _see_off(self, source: Source) -> None:
+        """A journal that is not where it was: nothing is written there, and nothing of it is deleted."""
+        if source.done:
+            self._sources.remove(source)
+            source.journal.abandon()
+
+    def _move_on(self, source: Source) -> None:
+        """The journal of this process is gone; the next unit goes into another one."""
+        source.gone = True
+        self._own, self._open_at = None, 0.0
+        log_safely(
+            logging.ERROR,
+            "otel_activity: somebody removed the journal %s; what waits there is delivered as far as it can "
+            "be read, and another journal is begun",
+            source.journal.path,
+        )
+
     def _sync_if_due(self) -> None:
         now = time.monotonic()
         own = self._own
+        if own is not None and now >= self._sync_at and not own.journal.in_place:
+            self._move_on(own)
+            own = None
         if own is not None and now >= self._sync_at:
             self._sync_at = now + _SYNC_EVERY
             try:
@@ -1076,6 +1098,9 @@ class DurableDelivery(Feeder):
         return not left and not undecided
 
     def _give_up(self, source: Source) -> None:
+        if source.gone:
+            source.journal.abandon()
+            return
         try:
             # Under the lock: whoever prepares a unit right now does so before, and it stays, or after.
             with source.journal.at_rest():

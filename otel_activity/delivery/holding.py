@@ -273,11 +273,13 @@ class Source:
         kept: units that only exporters need which this process does not have.
         asked: units whose fate the database is being asked about; of a journal that was taken over.
         absent: those exporters.
+        gone: it is not where it was any more.
     """
 
     def __init__(self, journal: Journal, *, own: bool) -> None:
         self.journal = journal
         self.own = own
+        self.gone = False
         resource = None if own else journal.about().get("resource")
         self.origin: dict[str, Any] | None = resource if isinstance(resource, dict) else None
         self.kept = 0

@@ -61,7 +61,7 @@ _WAIT: Final = 0.05
 interrupted, and that handler may be waiting for the background."""
 
 _NEW_FILE: Final = (
-    os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 )
 _datasync: Final = getattr(os, "fdatasync", os.fsync)
 _crc32 = zlib.crc32
@@ -654,7 +654,7 @@ class Journal:
             with self._reading:
                 data, start = self._window(place)
         except FileNotFoundError:
-            return None
+            data, start = self._read_open(place), place.offset
         record = parse(data, place.offset - start)
         return record.payload if record is not None and record.number == place.number else None
 
@@ -683,6 +683,26 @@ class Journal:
             chunks.append(chunk)
             length -= len(chunk)
         return b"".join(chunks)
+
+    def _read_open(self, place: Place) -> bytes:
+        """From the segment that is written to, although its name is gone; empty if that is another one."""
+        with self.at_rest():
+            descriptor = self._descriptor
+            if descriptor is None or place.segment != self._active or not hasattr(os, "pread"):
+                return b""
+            return os.pread(descriptor, place.length, place.offset)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether whoever looks for journals would find this one, and find it held. Somebody may have deleted
+        or moved the directory, or tidied up files that seemed old.
+        """
+        try:
+            return os.stat(self.path / _LOCK).st_ino == os.fstat(self._owner).st_ino
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # nobody can tell
+            return True
 
     def _close_reader(self) -> None:
         self._seen = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -220,6 +221,34 @@ def test_a_file_that_cannot_grow_is_left_once_nobody_needs_it(world: World) -> N
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert ids(road) == list(range(14))
+
+
+@pytest.mark.parametrize("what", ["home", "journal", "lock"])
+def test_a_journal_that_somebody_removes_is_followed_by_another(
+    world: World, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What comes afterwards outlives the process again, and what was written before is still delivered."""
+    road = world.road(capacity=2, down=True)
+    delivery = world.delivery(road, capacity=2)
+    for number in range(10):
+        bracket(delivery, unit(number))
+    (path,) = world.home.iterdir()
+    if what == "lock":
+        (path / "lock").unlink()
+    else:
+        shutil.rmtree(world.home if what == "home" else path)
+    wait_for(lambda: delivery._own is None)
+    assert "somebody removed the journal" in caplog.text
+    for number in range(10, 20):
+        bracket(delivery, unit(number))
+    assert delivery.unjournaled == 0
+    assert any(found != path for found in world.home.iterdir())
+    road.down = False
+    assert flush(delivery)
+    assert ids(road) == list(range(20))
+    delivery.close(time.monotonic() + 5)
+    assert delivery.finish()
+    assert [found for found in world.home.iterdir() if found != path] == []
 
 
 def test_a_fork_in_the_middle_of_a_take_over_inherits_no_lock(
