@@ -196,20 +196,27 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _tables(text: str) -> tuple[str, ...]:
+    return _names(text, r"[\s;\"'\[\]]")
+
+
+def _names(text: str, odd: str) -> tuple[str, ...]:
+    """Words in which no character stands that shows another way to write a list.
+
+    As one name such a word would fit nothing: no table would be audited, no column redacted.
+    """
     words = _words(text)
     for word in words:
-        if re.search(r"[\s;]", word):  # as one name it would fit no table, and nothing would be audited
+        if found := re.search(odd, word):
             raise ValueError(
-                f"{word!r} is read as one name; put commas between names, and ? for a space in one"
+                f"{word!r} is read as one name; put commas between names and nothing around them "
+                f"(a pattern may have ? for {found[0]!r})"
             )
     return words
 
 
 def _redactions(text: str) -> tuple[str, ...]:
-    words = _words(text)
+    words = _names(text, r"[;\"\[\]]")
     for word in words:
-        if ";" in word:
-            raise ValueError(f"{word!r} is read as one name; put commas between names")
         name, mark, mode = word.partition("=")
         if not name.strip():
             raise ValueError(f"{word!r} names nothing; use for example email=hash,ssn=drop,phone")

@@ -72,6 +72,8 @@ def test_argument_beats_environment_beats_default() -> None:
             "use at most 500",
         ),
         ({"OTEL_ACTIVITY_INCLUDE": "orders customers"}, "OTEL_ACTIVITY_INCLUDE", "commas between names"),
+        ({"OTEL_ACTIVITY_INCLUDE": '["orders","lines"]'}, "OTEL_ACTIVITY_INCLUDE", "nothing around them"),
+        ({"OTEL_ACTIVITY_REDACT": '["email"]'}, "OTEL_ACTIVITY_REDACT", "nothing around them"),
         ({"OTEL_ACTIVITY_EXCLUDE": "logs;jobs"}, "OTEL_ACTIVITY_EXCLUDE", "commas between names"),
         ({"OTEL_ACTIVITY_REDACT": "email;ssn=drop"}, "OTEL_ACTIVITY_REDACT", "commas between names"),
         ({"OTEL_ACTIVITY_INCLUDE": '"orders"'}, "OTEL_ACTIVITY_INCLUDE", "leave them out"),
