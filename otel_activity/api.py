@@ -422,7 +422,7 @@ def _wanted(settings: Settings, environ: Mapping[str, str]) -> bool:
 
 def _own_pipeline(settings: Settings, environ: Mapping[str, str]) -> Pipeline:
     pipeline = Pipeline(
-        _resource(),
+        _without_secrets(_resource(), Redactor.configured(settings)),
         schedule_delay=settings.schedule_delay,
         batch_size=settings.max_export_batch_size,
         queue_size=settings.max_queue_size,
@@ -624,6 +624,11 @@ def _resource() -> Resource:
     except Exception:
         _logger.warning("otel_activity: the OpenTelemetry resource could not be detected", exc_info=True)
         return Resource({"service.name": os.environ.get("OTEL_SERVICE_NAME", "unknown_service")})
+
+
+def _without_secrets(resource: Resource, redactor: Redactor) -> Resource:
+    """A resource as it may be stored: detectors and variables put into it what they like."""
+    return Resource(redactor.scrub_resource(resource.attributes), resource.schema_url)
 
 
 def _wait_for_store(settings: Settings) -> None:

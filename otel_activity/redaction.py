@@ -267,6 +267,26 @@ class Redactor:
             self._scrubbed = (attributes, scrubbed)
         return scrubbed  # type: ignore[no-any-return]  # what was put in
 
+    def scrub_resource(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Attributes of a resource (texts, numbers, sequences of these) without secrets, and without the
+        arguments of the process: a secret among them need not stand beside its name.
+        """
+        found: dict[str, Any] = {}
+        for name, value in attributes.items():
+            mode = self.mode_of(name)
+            if name in _ARGUMENTS or mode is RedactionMode.DROP:
+                continue
+            if mode is not None:
+                found[name] = self.hide_in_text(value, mode)
+            elif isinstance(value, (list, tuple)):
+                found[name] = [self._clean_text(item) for item in value]
+            else:
+                found[name] = self._clean_text(value)
+        return found
+
+    def _clean_text(self, value: Any) -> Any:
+        return self._content.clean_text(value) if isinstance(value, str) else value
+
     def scrub_key(self, part: str) -> str:
         """Part of a primary key; hashed or masked as a whole when it holds what looks like a secret."""
         found = self._content.clean_key(part)
@@ -357,6 +377,7 @@ class Redactor:
         return self.mode_of(key)
 
 
+_ARGUMENTS: Final = frozenset({"process.command_args", "process.command_line"})
 _PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes, Decimal, datetime, date, UUID})
 _NESTED: Final = (dict, list, tuple, set, frozenset, Mapping)
 _Copies = dict[int, tuple[Any, Any]]

@@ -432,6 +432,27 @@ def test_a_mapping_that_never_ends_is_read_as_far_as_it_says() -> None:
     assert Redactor().clean(_Endless()) == {key: {"pin": HIDDEN} for key in range(3)}
 
 
+def test_a_resource_has_no_secrets_and_no_arguments() -> None:
+    """Detectors put the command line into it, and variables whatever somebody wrote there."""
+    given = {
+        "service.name": "shop",
+        "process.pid": 7,
+        "process.command_line": "shop --login s3cret",
+        "process.command_args": ["shop", "--login", "s3cret"],
+        "api.key": "s3cret",
+        "store": "postgresql://app:s3cret@db/x",
+        "hosts": ("a", "redis://:s3cret@b"),
+        "ssn": "s3cret",
+    }
+    assert Redactor(["ssn=drop"]).scrub_resource(given) == {
+        "service.name": "shop",
+        "process.pid": 7,
+        "api.key": "[redacted]",
+        "store": "postgresql://app:[redacted url]@db/x",
+        "hosts": ["a", "redis://:[redacted url]@b"],
+    }
+
+
 json_values = st.recursive(
     st.none() | st.integers() | st.just("s3cret"),
     lambda inner: (

@@ -33,6 +33,7 @@ NAMES = (
     *("hashed by class", "dropped by class", "column info", "nested key", "deeper key", "computed id"),
     *("primary key", "composite key", "misdeclared", "failed statement", "parameter"),
     *("literal", "details", "attribute", "repr", "exception", "resolver", "header", "cookie", "path"),
+    *("argument", "resource"),
 )
 
 
@@ -166,8 +167,11 @@ def files(directory: Path) -> bytes:
 
 def run_program(world: World, secrets_file: Path, **variables: str) -> tuple[bytes, int]:
     """All output of programs/canary.py, and its status."""
+    given = json.loads(secrets_file.read_text(encoding="utf-8"))
     process = world.start(
-        *("python", "canary.py", str(secrets_file)),
+        *("python", "canary.py", str(secrets_file), "--login", given["argument"]),
+        OTEL_EXPERIMENTAL_RESOURCE_DETECTORS="otel,process",
+        OTEL_RESOURCE_ATTRIBUTES=f"team=blue,api.key={given['resource']}",
         OTEL_ACTIVITY_REDACT="email=hash,ssn=drop",
         OTEL_ACTIVITY_REDACT_KEY=KEY,
         OTEL_ACTIVITY_ACTOR_RESOLVER="canary:resolve",
