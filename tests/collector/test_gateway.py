@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import subprocess
 import urllib.error
@@ -16,7 +17,7 @@ from psycopg.rows import dict_row
 
 from otel_activity.postgres import schema
 from tests.collector.pipeline import Receiver
-from tests.collector.processes import Collector, eventually
+from tests.collector.processes import CONFIGURATIONS, Collector, eventually
 from tests.support import require_tool
 
 if TYPE_CHECKING:
@@ -144,3 +145,35 @@ def test_the_gateway_refuses_who_does_not_show_the_token(road: Road, token: str)
         urllib.request.urlopen(post, context=context, timeout=10)
     caught.value.close()
     assert caught.value.code == 401
+
+
+def test_alerts_and_dashboards_name_what_a_collector_shows(
+    road: Road, collector_program: Path, tmp_path: Path
+) -> None:
+    """A Collector whose token is refused drops the event, and every metric of it that we look at is there."""
+    files = [CONFIGURATIONS / "prometheus" / "alerts.yaml", CONFIGURATIONS / "grafana" / "promql.yaml"]
+    wanted = {name for file in files for name in re.findall(r"otelcol_\w+", file.read_text())}
+    agent = Collector(
+        collector_program,
+        ["agent"],
+        tmp_path / "refused",
+        STORE=f"127.0.0.1:{road.gateway.grpc}",
+        STORE_INSECURE="false",
+        STORE_CA=str(road.certificate),
+        STORE_TOKEN="a wrong one",
+    )
+
+    def samples() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{agent.own_metrics}/metrics", timeout=10) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+    try:
+        agent.start()
+        agent.send_logs(request_with(ATTRIBUTES))
+        failed = "otelcol_exporter_send_failed_log_records_total"
+        eventually(lambda: samples().get(failed) == 1, "the event is dropped", timeout=20)
+        assert wanted - samples().keys() == set()
+    finally:
+        agent.kill()
+    assert stored(road.store) == []
