@@ -68,6 +68,7 @@ _READ_AGAIN: Final = 60.0
 """Seconds that a unit is waited for which the disk does not give back."""
 _ENCODED: Final = 1024
 """Events encoded in the feeding thread before it turns to the lanes."""
+_FULL: Final = "the journal is full"
 _UNANSWERED: Final = "wait until the database says what became of their transactions"
 _LAST_QUESTIONS: Final = 1.0
 """Seconds that the end waits for answers about undecided units; later, the next process asks."""
@@ -236,11 +237,28 @@ class DurableDelivery(Feeder):
         trouble = self._write(held)
         if trouble is not None:
             self.overflow.refuse(trouble)
-            for _ in self.overflow.waits():
-                trouble = self._write(held)
-                if trouble is None:
-                    return
+            trouble = self._wait_and_write(held, trouble)
+        if trouble is not None:
             self._say("write", logging.ERROR, f"{trouble}; units go through memory only")
+
+    def _wait_and_write(self, held: Held, trouble: str) -> str | None:
+        """Write the unit as soon as there is room, if that is to be waited for; else why there is none.
+
+        While nothing was deleted from a full journal nothing is tried: hundreds that wait would each encode
+        their unit many times a second, and keep the thread from its work that makes the room.
+        """
+        room = -1
+        for _ in self.overflow.waits():
+            own = self._own
+            now = 0 if own is None else own.journal.room
+            if trouble.startswith(_FULL) and now <= room:
+                continue
+            room = now
+            again = self._write(held)
+            if again is None:
+                return None
+            trouble = again
+        return trouble
 
     def _write(self, held: Held, *, bounded: bool = True) -> str | None:
         """Write the prepared unit; else why that is not possible."""
@@ -258,7 +276,7 @@ class DurableDelivery(Feeder):
         except JournalFull:
             held.source = None
             return (
-                f"the journal is full; raise OTEL_ACTIVITY_JOURNAL_MAX_BYTES={self._max_bytes}, "
+                f"{_FULL}; raise OTEL_ACTIVITY_JOURNAL_MAX_BYTES={self._max_bytes}, "
                 "or mend the exporter that is behind"
             )
         except Exception as error:  # noqa: BLE001 - a journal in trouble never reaches the application

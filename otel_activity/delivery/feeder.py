@@ -33,7 +33,9 @@ SLICE: Final = 64
 REPEAT: Final = 60.0
 """Seconds between two log lines about the same trouble."""
 _LOOK: Final = 0.01
-"""Seconds between two looks for room, while a COMMIT waits for it."""
+"""Seconds until the first look for room, while a COMMIT waits for it."""
+_LOOK_LATER: Final = 0.05
+"""Seconds between two later ones: hundreds may wait."""
 _NUDGE: Final = 0.25
 """Seconds after which a flush that still waits asks the exporters again."""
 
@@ -91,8 +93,10 @@ class Overflow:
         if self.policy != "block":
             return
         deadline = time.monotonic() + self.timeout
+        pause = _LOOK
         while time.monotonic() < deadline:
-            time.sleep(_LOOK)
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LOOK_LATER)
             yield
 
 

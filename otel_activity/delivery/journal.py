@@ -328,6 +328,8 @@ class Journal:
             journal._write_about(about or {})
             journal.page = LossPage(path / _LOSSES)
             journal._roll()
+            if fsync != "never":
+                _sync_directory(home)
         except OSError:
             journal.close(remove=True)
             raise
@@ -337,6 +339,8 @@ class Journal:
         descriptor = os.open(self.path / _ABOUT, _NEW_FILE, 0o600)
         try:
             os.write(descriptor, msgspec.json.encode(about))
+            if self._fsync != "never":
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -383,6 +387,11 @@ class Journal:
     def size(self) -> int:
         """Bytes on disk."""
         return self._written - self._deleted
+
+    @property
+    def room(self) -> int:
+        """Bytes up to the bound; 0 if it is reached, or if there is none."""
+        return max(0, (self._max_bytes or 0) - self.size)
 
     @property
     def segments(self) -> int:
@@ -816,6 +825,8 @@ def _make_private(path: Path) -> None:
     if not path.is_dir():
         _make_private(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
+        with suppress(OSError):  # one that may not be read
+            _sync_directory(path.parent)
 
 
 def _sync_directory(path: Path) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 
-from otel_activity.delivery import Overflow, QueuedDelivery
+from otel_activity.delivery import DurableDelivery, Overflow, QueuedDelivery
 from otel_activity.errors import DeliveryRefused
 from tests.delivery.test_durable import World, bracket, flush, ids, world
 from tests.delivery.test_queued import Road, road, unit, wait_for
-
-if TYPE_CHECKING:
-    from otel_activity.delivery import DurableDelivery
 
 __all__ = ["road", "world"]
 
@@ -67,6 +64,26 @@ def test_a_commit_waits_for_room_in_the_journal_if_that_was_chosen(world: World)
     assert late.prepared.source is not None
     assert flush(delivery)
     assert ids(stuck) == [*range(taken), 5000]
+
+
+def test_who_waits_for_a_full_journal_does_not_try_again_for_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing is deleted there is nothing to try: many who wait must not keep the feeder away."""
+    stuck = world.road(down=True)
+    delivery = world.delivery(stuck, max_bytes=SMALL, overflow=FAIL)
+    fill(delivery)
+    delivery.overflow = Overflow("block", timeout=0.6)
+    tried: list[str | None] = []
+    whole = DurableDelivery._write
+
+    def write(self: DurableDelivery, held: Any, *, bounded: bool = True) -> str | None:
+        tried.append(whole(self, held, bounded=bounded))
+        return tried[-1]
+
+    monkeypatch.setattr(DurableDelivery, "_write", write)
+    delivery.prepare(unit(5000))
+    assert len(tried) == 2
 
 
 def test_a_commit_does_not_wait_for_ever(world: World) -> None:

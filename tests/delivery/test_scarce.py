@@ -300,6 +300,27 @@ def test_a_sync_without_descriptors_forgets_no_segment(tmp_path: Path) -> None:
     made.close(remove=True)
 
 
+@pytest.mark.parametrize("fsync", ["always", "interval", "never"])
+def test_a_new_journal_is_on_disk_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: str
+) -> None:
+    """A sync of records is worth nothing if their directory is gone after a loss of power."""
+    synced: set[int] = set()
+    whole = os.fsync
+
+    def sync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    home = tmp_path / "state" / "service"
+    home.mkdir(parents=True)
+    made = Journal.create(home, fsync=fsync, max_bytes=1 << 20, about={"exporters": ["road"]})
+    expected = {path.stat().st_ino for path in (home, made.path, made.path / "about.json")}
+    assert synced == (set() if fsync == "never" else expected)
+    made.close(remove=True)
+
+
 def test_a_flush_is_false_when_a_unit_can_no_longer_be_read(world: World) -> None:
     """Damage that is met while reading back is a loss, and a flush that waited for the event says so."""
     road = world.road(capacity=5, down=True)
