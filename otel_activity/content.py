@@ -229,7 +229,7 @@ class Content:
 
     def _head(self, payload: dict[str, Any]) -> str:
         head: str = payload["head"]
-        if "bytes" not in payload["type"] and payload["type"] != "memoryview":
+        if payload["type"] in _TEXT_TYPES:
             return self.clean_text(head)
         return "" if self._has_key(head) else head
 
@@ -277,6 +277,8 @@ def _signature(value: str) -> str:
     return _mark(ContentRule.URL)
 
 
+_TEXT_TYPES: Final = frozenset({"str", "int", "Decimal"})
+"""What the codec calls a truncated text; anything else were bytes, of whatever class."""
 _UNREADABLE: Final = frozenset(
     {REDACTED_TAG, "$replaced", "$rest", "$datetime", "$date", "$time", "$duration", "$uuid"}
     | {"$ip", "$ipinterface", "$ipnetwork", "$float"}

@@ -205,6 +205,22 @@ def test_a_number_of_any_size_is_an_entity_id(recorder: Recorder, entity_id: Any
     assert only(recorder)[semconv.ENTITY_ID] == said
 
 
+class Unbound:
+    """A proxy of something that is not there."""
+
+    @property
+    def __class__(self) -> type:
+        raise RuntimeError("outside of a request")
+
+
+def test_a_proxy_of_nothing_does_not_cost_the_event(recorder: Recorder) -> None:
+    """What raises when it is asked for its class is marked, wherever it stands."""
+    log_user_action("pay", entity_id=Unbound(), details=[Unbound()], by=Unbound())
+    found = only(recorder)
+    mark = {"$replaced": {"type": "Unbound", "reason": "no encoding for this type"}}
+    assert (found["by"], found[semconv.DETAILS]) == (mark, [mark])
+
+
 def test_a_decorated_call_is_logged_once(recorder: Recorder) -> None:
     """Result, name and signature are the function's; duration and entity id are in the event."""
 

@@ -229,7 +229,8 @@ class ActionRecorder:
             said[semconv.ENTITY_TYPE] = _text(performed.entity_type, _NAME_LENGTH)
         if performed.entity_id is not None:
             key = performed.entity_id
-            identity = tuple(key) if isinstance(key, (tuple, list)) else (key,)
+            # By its type: a proxy may raise when it is asked for its class.
+            identity = tuple(key) if issubclass(type(key), (tuple, list)) else (key,)
             said[semconv.ENTITY_ID] = self._planner.entity_id(performed.entity_type, identity)
         if performed.details is not None:
             said[semconv.DETAILS] = encode(self._redactor.clean(performed.details), self._limit)
@@ -237,9 +238,7 @@ class ActionRecorder:
             said[semconv.ACTION_DURATION] = performed.duration
         if performed.error is not None:
             error = performed.error
-            said[semconv.ERROR_TYPE] = _text(
-                error if isinstance(error, str) else _type_name(error), _NAME_LENGTH
-            )
+            said[semconv.ERROR_TYPE] = error if isinstance(error, str) else _type_name(error)
         return said
 
     def _extra(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
