@@ -35,6 +35,7 @@ _OPENING: Final = re.compile(r"(?:[bBuUrRfFnNeExX]|[bBfF][rR]|[rR][bBfF])?(\\*+)
 _BRACKET_OR_QUOTE: Final = re.compile(r"[\[{(]|[\]})]|(?<!\\)(\\*+)([\"'])")
 _BARE: Final = re.compile(r"(?:[^\s\"'\\\[{(]|\\*+[\"'](?![\s,;:)}\]>\\]|\Z)|\\++(?![\"']))*+")
 """A value without quotes, up to a space. A quote in the middle of a word is part of it."""
+_BEHIND_VALUE: Final = re.compile(r"\s{0,8}(?:[,}\]]|\Z)")
 _BARE_MEMBER: Final = re.compile(r"[^\s,}\]\"'{\[(\\]*+")
 _BARE_PARAMETER: Final = re.compile(r"(?:=*[^&;#\s\"'<>=][^&;#\s\"'<>]*+)?")
 """Equals signs alone are no value."""
@@ -119,13 +120,21 @@ def _end_of_quoted(text: str, opening: re.Match[str]) -> tuple[int, int]:
     while found := _QUOTE.search(text, position):
         position = found.end()
         count = len(found[1])
-        if found[2] != quote or (count > escapes and count % (2 * escapes + 2) != escapes):
+        if found[2] != quote or (count > escapes and not _closes(text, position, count, escapes)):
             continue
         if not escapes and quote == "'" and text[position : position + 1] == "'":
             position += 1  # SQL writes a quote twice
             continue
         return found.start() + max(count - escapes, 0), position
     return len(text), len(text)
+
+
+def _closes(text: str, position: int, count: int, escapes: int) -> bool:
+    """Whether a quote behind more backslashes than the opening one ends the value, which itself ends in some.
+
+    It may as well be a quote in the value, where JSON stands in a `repr`: what follows has to be JSON's.
+    """
+    return count % (2 * escapes + 2) == escapes and _BEHIND_VALUE.match(text, position) is not None
 
 
 def _end_of_brackets(text: str, start: int) -> int:

@@ -209,6 +209,14 @@ def test_json_in_texts_in_json_is_read_at_every_level() -> None:
         value, left = {"body": json.dumps(value), "z": "end"}, {"body": json.dumps(left), "z": "end"}
 
 
+def test_json_in_the_repr_of_something_is_read() -> None:
+    """Python writes twice as many backslashes as JSON: a quote in a secret does not end it."""
+    for secret in ('s3"cret', '"s3cret', "s3'\"cret", 's3\\cret"'):
+        shown = repr({"body": json.dumps({"password": secret, "n": 1}), "z": "'"})
+        assert "cret" not in str(scrub(shown)), shown
+        assert "z" in str(scrub(shown)), shown
+
+
 def test_private_keys_are_found_in_bytes() -> None:
     """At any offset, which moves the letters of their base64."""
     for offset in range(4):
