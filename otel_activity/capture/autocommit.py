@@ -69,7 +69,7 @@ def count_failed(
     one_by_one = many and transaction.dialect.driver not in ("psycopg", "asyncpg")
     # The server's last words are read before the end of the connection is: it may look open still.
     last_words = drivers.sqlstate(error) is not None and not drivers.certainly_aborted(error)
-    if one_by_one or last_words or drivers.is_lost(transaction.driver()):
+    if one_by_one or last_words or drivers.is_lost(transaction.driver(), transaction.dialect, error):
         _note(transaction, context, [None] * _rows(context, parameters))
 
 

@@ -36,6 +36,10 @@ class State(enum.Enum):
 # outstanding), in a transaction, in a failed one, connection bad.
 _LIBPQ: Final = {0: State.ENDED, 1: State.UNKNOWN, 2: State.OPEN, 3: State.FAILED, 4: State.UNKNOWN}
 
+# What pg8000 keeps of the server's last answer; it has no public name for it. The answer to a COMMIT that was
+# interrupted was not read, so a transaction that looks open may be over.
+_LETTERS: Final = {b"I": State.ENDED, b"T": State.INSIDE, b"E": State.FAILED}
+
 # SQLSTATEs that come from the server and still leave the outcome of a COMMIT open: connection
 # exceptions, "statement completion unknown", and the server shutting down under the statement.
 _UNCERTAIN_CLASSES: Final = ("08", "57P", "XX", "58")
@@ -71,6 +75,9 @@ def driver_state(driver: Any) -> State:
         status = getattr(libpq, "transaction_status", None)
         if status is not None:
             return _LIBPQ.get(status, State.UNKNOWN)
+        letter = getattr(driver, "_transaction_status", None)  # pg8000
+        if letter is not None:
+            return _LETTERS.get(letter, State.UNKNOWN)
         asked = getattr(driver, "is_in_transaction", None)  # asyncpg
         if asked is not None:
             return State.INSIDE if asked() else State.ENDED
@@ -98,12 +105,13 @@ def is_autocommit(dialect: Any, connection: Any) -> bool:
     return getattr(raw, "autocommit", False) is True
 
 
-def is_lost(driver: Any) -> bool:
-    """Whether the connection to the server is gone."""
-    if driver is None:
+def is_lost(driver: Any, dialect: Any, error: BaseException) -> bool:
+    """Whether the connection to the server is gone, as the driver or its error says."""
+    if driver is None or isinstance(error, OSError):  # pg8000 lets errors of its socket through
         return True
     asked = getattr(driver, "is_closed", None)  # asyncpg
-    return bool(asked() if callable(asked) else getattr(driver, "closed", False))
+    closed = asked() if callable(asked) else getattr(driver, "closed", False)
+    return bool(closed or dialect.is_disconnect(error, None, None))
 
 
 def leaves_open(dialect: Any, connection: Any) -> bool:
@@ -122,7 +130,7 @@ def sqlstate(error: BaseException) -> str | None:
         code = getattr(error, name, None)
         if isinstance(code, str) and code:
             return code
-    return None
+    return _field(error, "C")
 
 
 def refused_by_server(error: BaseException) -> bool:
@@ -147,7 +155,14 @@ def certainly_aborted(error: BaseException) -> bool:
 
 
 def _severity(error: BaseException) -> str | None:
-    """Untranslated severity of a PostgreSQL error: in libpq's diagnostics, or on asyncpg's own error."""
+    """Untranslated severity of a PostgreSQL error: libpq's diagnostics, asyncpg's own error, or pg8000's."""
     found = getattr(getattr(error, "diag", None), "severity_nonlocalized", None)
     found = found or getattr(error.__cause__, "severity_en", None)
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) else _field(error, "V")
+
+
+def _field(error: BaseException, letter: str) -> str | None:
+    """pg8000 raises the fields of the server's error as they came, each by its letter."""
+    fields = error.args[0] if error.args else None
+    found = fields.get(letter) if isinstance(fields, dict) else None
+    return found if isinstance(found, str) and found else None

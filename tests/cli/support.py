@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from inspect import signature
 from typing import Any
 
 from click.testing import CliRunner, Result
 
 from otel_activity.cli.app import cli
+
+# click before 8.2 mixes stderr into stdout unless it is told not to; later it never does.
+_SEPARATE: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
 
 __all__ = ["clean_environment", "json_lines", "run", "start"]
 
@@ -30,7 +34,7 @@ def run(*arguments: str, dsn: str | None = None, **variables: str) -> Result:
     environment = {**unset, **variables}
     if dsn is not None:
         environment["OTEL_ACTIVITY_POSTGRES_DSN"] = dsn
-    result = CliRunner().invoke(cli, list(arguments), env=environment, prog_name="otel-activity")
+    result = CliRunner(**_SEPARATE).invoke(cli, list(arguments), env=environment, prog_name="otel-activity")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

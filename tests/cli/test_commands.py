@@ -100,7 +100,7 @@ def test_missing_schema_names_the_command(postgres_dsn: str, command: list[str])
     [
         (["search"], "OTEL_ACTIVITY_POSTGRES_DSN"),
         (["search", "--dsn", "localhost"], "--dsn"),
-        (["search", "--dsn", "postgresql://u:s3cret@h/x y"], "--dsn"),
+        (["search", "--dsn", "postgresql://u:s3cret@h/x?y=z"], "--dsn"),
         (["search", "--dsn", "postgresql://h/x", "--schema", 'a"b'], "--schema"),
         (["search", "--dsn", "postgresql://h/x", "--since", "soon"], "--since"),
         (["search", "--dsn", "postgresql://h/x", "--since", "1h", "--until", "2h"], "until"),

@@ -251,7 +251,7 @@ def test_user_without_rights_gets_the_grant_to_ask_for(store_dsn: str) -> None:
             connection.execute(f"DROP ROLE {role}")
 
 
-@pytest.mark.parametrize("dsn", ["localhost", "postgresql://u:s3cret@h/x y"])
+@pytest.mark.parametrize("dsn", ["localhost", "postgresql://u:s3cret@h/x?y=z"])
 def test_malformed_dsn_is_refused_before_connecting(dsn: str) -> None:
     """A connection string that is none is a configuration error, its password masked."""
     with pytest.raises(ConfigurationError) as caught:
