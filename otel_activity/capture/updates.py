@@ -59,11 +59,12 @@ class Mistaken:
 
     def __init__(self) -> None:
         self._known: weakref.WeakKeyDictionary[Any, dict[str, tuple[Any, Any]]] = weakref.WeakKeyDictionary()
+        self._any = False  # asked for every row; a weak dictionary takes longer to say that it is empty
 
     def learn(self, plan: Plan, state: Any, change: Change, updates: Updates) -> dict[str, Any]:
         """After an UPDATE of an object's row: by key, what it gave this row."""
         values = updates.generated(plan, state)
-        if state in self._known:
+        if self._any and state in self._known:
             for column in plan.generated:
                 if column.name in change.before:
                     self._known[state].pop(column.key, None)
@@ -71,11 +72,12 @@ class Mistaken:
         wrong = {key: (dict_[key], own) for key, own in values.items() if dict_.get(key, own) != own}
         if wrong:
             self._known.setdefault(state, {}).update(wrong)
+            self._any = True
         return values
 
     def true(self, state: Any, key: str, value: Any) -> Any:
         """What stands for `value`, which the session has."""
-        if not self._known:
+        if not self._any:
             return value
         wrong, own = self._known.get(state, {}).get(key, (MISSING, MISSING))
         return own if value is wrong else value
