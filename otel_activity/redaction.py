@@ -145,6 +145,7 @@ class Redactor:
             (mode, _Names([name for name, of in wanted if (of or self.default_mode) is mode]))
             for mode in (RedactionMode.DROP, RedactionMode.MASK, RedactionMode.HASH)
         ]
+        self._hint = _hint([names for _, names in self._names], defaults=defaults)
         self._known: dict[str, RedactionMode | None] = {}
         off = frozenset(content_off)
         self._content = Content(self._hide_named, ContentRule if "all" in off else off)
@@ -191,6 +192,8 @@ class Redactor:
         return mode
 
     def _decide(self, name: str) -> RedactionMode | None:
+        if self._hint is not None and self._hint.search(_folded(name).casefold()) is None:
+            return None  # nearly every name there is, and keys of JSON may be data
         split, unsplit = _spellings(name)
         for mode, names in self._names:
             if names.match(name, split, unsplit):
@@ -404,6 +407,11 @@ class _Names:
         self._phrases = _Phrases(name for name in names if not _is_pattern(name))
         self._patterns = [re.compile(_translate(name)) for name in names if _is_pattern(name)]
 
+    @property
+    def first_words(self) -> set[str] | None:
+        """One of these stands in every name that matches; None when that cannot be said."""
+        return None if self._patterns else self._phrases.first_words
+
     def match(self, name: str, split: _Words, unsplit: _Words) -> bool:
         if self._phrases.within(split) or self._phrases.within(unsplit):
             return True
@@ -421,6 +429,7 @@ class _Phrases:
             for words in _spellings(name):
                 self._phrases |= {words, ("".join(words),)}  # api_key and apikey
         self._longest = max(map(len, self._phrases), default=0)
+        self.first_words = {words[0] for words in self._phrases if words and words[0]}
 
     def within(self, words: _Words) -> bool:
         """Whether any run of whole words is one of the names."""
@@ -479,6 +488,19 @@ def _pattern_forms(name: str) -> tuple[str, str]:
 
 def _joined(name: str) -> str:
     return _NOT_IN_PATTERN.sub("_", name).casefold()
+
+
+def _hint(names: list[_Names], *, defaults: bool) -> re.Pattern[str] | None:
+    """Finds a part that every secret name has, in lower case; None when there is no such part."""
+    words: set[str] = set()
+    for each in names:
+        first = each.first_words
+        if first is None:
+            return None
+        words |= first
+    if defaults:
+        words |= {*_DEFAULTS.first_words, *DEFAULT_WHOLE_NAMES, *_GLUED_BEGINNINGS, *_GLUED_ENDINGS}
+    return re.compile("|".join(map(re.escape, sorted(words))) if words else "(?!)")
 
 
 _UNSEEN: Final = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")

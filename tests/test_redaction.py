@@ -225,6 +225,19 @@ def test_no_name_raises_and_answers_do_not_change(name: str) -> None:
     assert redactor.is_secret(name) is redactor.is_secret(name)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([*SECRET, *HARMLESS, "Straße", "email", "a", "2", "X"]), min_size=1, max_size=3),
+    st.sampled_from(["", "_", "-", ".", " ", "\u200b"]),
+)
+def test_the_short_look_at_a_name_is_the_long_one(words: list[str], mark: str) -> None:
+    """A pattern that matches nothing makes every name be looked at closely, and changes no answer."""
+    name = mark.join(words)
+    for added in ([], ["email=hash", "STRASSE=drop"]):
+        quick, thorough = (Redactor([*added, *more], key="k" * 16) for more in ([], ["?nothing?*"]))
+        assert quick.mode_of(name) is thorough.mode_of(name)
+
+
 def test_what_is_no_text_is_no_name() -> None:
     """Keys may be anything; a subclass of `str` that raises is read by `str` itself."""
 
