@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
+_T = TypeVar("_T")
 
 
 class RequestContext:
@@ -203,12 +204,11 @@ class NotLoaded(RuntimeError):
     """To read it would send SQL within a COMMIT, and wait for a connection."""
 
 
-@contextmanager
-def asking() -> Iterator[None]:
+def asking(read: Callable[[], _T]) -> _T:
     """Read the application's own objects: nothing that they do may wait for a connection."""
     token = _asking.set(True)
     try:
-        yield
+        return read()
     finally:
         _asking.reset(token)
 

@@ -184,7 +184,11 @@ def test_odd_values_never_raise(recorder: Recorder) -> None:
     assert found[semconv.ENTITY_ID] == "2026-01-02"
     assert found[semconv.ACTIVITY_OUTCOME] == "unknown"
     assert sum(name.startswith("n") for name in found) == 64
-    log_user_action(Broken(), session=object())  # type: ignore[arg-type]
+    recorder.clear()
+    log_user_action(Broken(), outcome=[], session=object())  # type: ignore[arg-type]
+    found = only(recorder)
+    assert found[semconv.ACTIVITY_ACTION].startswith("<test_odd_values_never_raise")
+    assert found[semconv.ACTIVITY_OUTCOME] == "unknown"
 
 
 # --- with_activity_logging ------------------------------------------------------------------------

@@ -43,8 +43,9 @@ class Actor:
     def __post_init__(self) -> None:
         if self.type not in ACTOR_TYPES:
             raise ValueError(f"actor type {self.type!r} is unknown; use one of {', '.join(ACTOR_TYPES)}")
-        for name in ("id", "on_behalf_of", "tenant"):
-            object.__setattr__(self, name, as_id(getattr(self, name)))
+        for name, key in (("id", self.id), ("on_behalf_of", self.on_behalf_of), ("tenant", self.tenant)):
+            if key is not None and type(key) is not str:
+                object.__setattr__(self, name, as_id(key))
         roles: Any = self.roles  # one role as a text is a sequence of letters, too
         if isinstance(roles, str):
             object.__setattr__(self, "roles", (roles,))

@@ -45,7 +45,8 @@ def is_asked(source: str) -> bool:
 
 def brought(otel: Context | None = None) -> set[tuple[str, str]]:
     """Whom the baggage of a context names, by attribute; of the current context if none is given."""
-    return {(name, str(value)) for name in _IDS if is_id(value := baggage.get_baggage(name, otel))}
+    carried = baggage.get_all(otel)
+    return {(name, str(value)) for name in _IDS if is_id(value := carried.get(name))} if carried else set()
 
 
 def candidates(

@@ -188,8 +188,9 @@ class ActionRecorder:
             internal_error("a user action")
 
     def _delivery(self, performed: Performed) -> str | None:
-        asked = self._classes.asked(performed.delivery, f"user action {performed.action!r}")
-        return self._classes.of(asked, (str(performed.action), performed.name))
+        action = _text(performed.action, _NAME_LENGTH)
+        asked = self._classes.asked(performed.delivery, f"user action {action!r}")
+        return self._classes.of(asked, (action, performed.name))
 
     def transaction_of(self, session: Any) -> Any:
         """The transaction that a session or connection is in; None when it is in none."""
@@ -224,7 +225,11 @@ class ActionRecorder:
     def _said(self, performed: Performed) -> dict[str, Any]:
         said = self._extra(performed.attributes)
         said[semconv.ACTIVITY_ACTION] = _text(performed.action, _NAME_LENGTH)
-        said[semconv.ACTIVITY_OUTCOME] = performed.outcome if performed.outcome in _OUTCOMES else "unknown"
+        said[semconv.ACTIVITY_OUTCOME] = (
+            performed.outcome
+            if isinstance(performed.outcome, str) and performed.outcome in _OUTCOMES
+            else "unknown"
+        )
         if performed.entity_type is not None:
             said[semconv.ENTITY_TYPE] = _text(performed.entity_type, _NAME_LENGTH)
         if performed.entity_id is not None:
@@ -286,8 +291,12 @@ def _sync(session: Any) -> Any:
 
 
 def _text(value: Any, length: int) -> str:
-    """A name as text that every exporter takes."""
-    return _UNUSABLE.sub("\ufffd", str(value)[:length])
+    """A name as text that every exporter takes; of an object that has none, what it is."""
+    try:
+        text = str(value)
+    except Exception:  # noqa: BLE001 - code of the application
+        text = f"<{type(value).__qualname__}>"
+    return _UNUSABLE.sub("\ufffd", text[:length])
 
 
 def _type_name(error: BaseException) -> str:

@@ -188,7 +188,7 @@ class WebContext(RequestContext):
 
     def own_attributes(self) -> dict[str, Any]:
         """Method, route, client, user agent, request id, session. What cannot be read costs nothing else."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {}  # not `_fixed` itself
         for read in (self._read_once, self._read_route, self._read_session):
             try:
                 found.update(read())
@@ -256,8 +256,7 @@ class WebContext(RequestContext):
                 return actor.finding()
             if is_asking():
                 raise RecursionError("a user object logs an action, or commits, when it is read")
-            with asking():
-                return settle(self._candidates(otel))
+            return settle(asking(lambda: self._candidates(otel)))
         except Exception as error:  # noqa: BLE001 - code of the application; the request goes on
             warn("the actor of a request could not be found and is stored as unknown", error)
             return Finding(
