@@ -176,7 +176,7 @@ def _http() -> Callable[[str | None], Transport]:
 
 
 def _grpc() -> Callable[[str | None], Transport]:
-    from grpc import RpcError
+    from grpc import RpcError, StatusCode
     from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
@@ -202,6 +202,10 @@ def _grpc() -> Callable[[str | None], Transport]:
             self._stub_of_bytes: Stub | None = None
             self._answer = Answer(taken=False)
             super().__init__(endpoint=endpoint)
+            # So a message is refused, too, that is too large; the SDK would send it again for ten seconds.
+            # Whoever calls `send` does so with less.
+            codes: frozenset[Any] = getattr(self, "_retryable_error_codes", frozenset())
+            self._retryable_error_codes = codes - {StatusCode.RESOURCE_EXHAUSTED}
             if self._stub_of_bytes is None:
                 raise AttributeError("_initialize_channel_and_stub is not called any more")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -178,6 +179,8 @@ _SUSPECT: Final = 3
 _PROOFS: Final = 5
 """How often in a row that other one must have been taken at once. A receiver that fails three times in four,
 whatever it gets, looks like this to one record in a hundred thousand."""
+_LATER: Final = 8
+"""Failures in a row that say nothing about a request, after which less is sent all the same."""
 _LONGEST_PAUSE: Final = 60.0
 """Seconds that a receiver may keep us away for. It may ask for days, by mistake."""
 
@@ -204,13 +207,14 @@ class _KeepTrying(LogRecordExporter):
         self._lane = lane
         self._known: ReadableLogRecord | None = None
         """A record that was taken, to be sent once more where no other is there to compare with."""
+        self._most = _PortionSize()
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         if os.getpid() != self._pid:
             if self._renew is not None:
                 self._inner = self._renew()
             self._pid = os.getpid()
-        todo = _Portions(batch)
+        todo = _Portions(batch, self._most)
         while todo.records:
             if not self._lane.deliver(0, lambda: self._attempt(todo), in_order=False):
                 return LogRecordExportResult.FAILURE
@@ -245,13 +249,34 @@ class _KeepTrying(LogRecordExporter):
         return self._inner.force_flush(timeout_millis)
 
 
+class _PortionSize:
+    """How many records go into one request: half as many after one that failed, whatever batch that was of.
+
+    It grows again fast up to half of what was too much, and slowly beyond.
+    """
+
+    def __init__(self) -> None:
+        self.now = self._safe = sys.maxsize
+
+    def failed(self, sent: int) -> None:
+        """A request of so many records failed."""
+        self.now = self._safe = max(1, sent // 2)
+
+    def taken(self) -> None:
+        """A request was taken."""
+        if self.now < self._safe:
+            self.now = min(self._safe, self.now * 2)
+        else:
+            self.now = min(sys.maxsize, self.now + max(1, self.now // 16))
+
+
 class _Portions:
     """What is left of a batch, and how much of it to send at once."""
 
-    def __init__(self, batch: Sequence[ReadableLogRecord]) -> None:
+    def __init__(self, batch: Sequence[ReadableLogRecord], size: _PortionSize) -> None:
         self.records = list(batch)
-        self._size = len(self.records)
-        self._failures = 0
+        self._size = size
+        self._failures = self._later = 0
         self._suspects: dict[int, int] = {}
         """Records that failed alone, by ``id()``; how often in a row another one was taken right after."""
         self._accused: ReadableLogRecord | None = None
@@ -269,14 +294,14 @@ class _Portions:
             if other is not None:
                 return [other]
             self._accused = None  # there is nothing to compare it with
-        return self.records[: self._size]
+        return self.records[: self._size.now]
 
     def taken(self, portion: list[ReadableLogRecord]) -> ReadableLogRecord | None:
         """These were taken. A record that is to blame for its failures, and gone."""
         sent = {id(record) for record in portion}
         self.records = [record for record in self.records if id(record) not in sent]
         self._failures = 0
-        self._size *= 2
+        self._size.taken()
         accused, self._accused = self._accused, None
         if accused is None:
             return None
@@ -298,7 +323,9 @@ class _Portions:
             self._suspects[id(accused)] = 0
             return
         if len(portion) > 1:
-            self._size = len(portion) // 2
+            self._later = 0 if blames else self._later + 1
+            if self._later % _LATER == 0:  # some say "later" to what is too large for ever
+                self._size.failed(len(portion))
             return
         self._failures = self._failures + 1 if blames else 0
         if self._failures < _SUSPECT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import sys
 import threading
 from concurrent import futures
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ class Sink(logs_service_pb2_grpc.LogsServiceServicer):
         partial: ``(rejected, message)`` for each of the next answers.
         redirects: how many requests HTTP will answer with a redirect.
         web_pages: how many requests HTTP will answer with a page for people.
+        most: records that it takes in one request; a larger one is too large.
         never: ids of records for which it refuses a request as bad.
         busy: asked before each request, whether it is too busy for that.
         retry_after: what it says then, by HTTP.
@@ -39,6 +41,7 @@ class Sink(logs_service_pb2_grpc.LogsServiceServicer):
         self.refusals = 0
         self.partial: list[tuple[int, str]] = []
         self.redirects = self.web_pages = 0
+        self.most = sys.maxsize
         self.never: frozenset[str] = frozenset()
         self.busy: Callable[[], bool] = lambda: False
         self.retry_after: str | None = None
@@ -60,6 +63,8 @@ class Sink(logs_service_pb2_grpc.LogsServiceServicer):
         return answer
 
     def Export(self, request: Any, context: Any) -> Any:
+        if len(_ids(request)) > self.most:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large")
         if self.busy():
             context.abort(grpc.StatusCode.UNAVAILABLE, "too busy")
         headers = {key: str(value) for key, value in context.invocation_metadata()}
@@ -122,6 +127,9 @@ def serving(protocol: str) -> Iterator[tuple[str, str, Sink]]:
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             request = logs_service_pb2.ExportLogsServiceRequest.FromString(body)
+            if len(_ids(request)) > sink.most:
+                self._say(413, b"")
+                return
             answer = sink.take(request, dict(self.headers)) if self.path == "/v1/logs" else None
             content = b"" if answer is None else answer.SerializeToString()
             status = 400 if answer is None else 200

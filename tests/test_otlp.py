@@ -247,6 +247,20 @@ def test_a_record_that_is_refused_in_a_batch_of_its_own_is_lost_alone(
     assert "refuses the record id-1 and takes others" in caplog.text
 
 
+def test_the_size_that_a_receiver_takes_is_remembered(otlp: tuple[str, str, Sink]) -> None:
+    """A limit is not met again by each batch, and meeting it costs no ten seconds of repeating the same."""
+    endpoint, protocol, sink = otlp
+    road = pipeline(endpoint, protocol, batch_size=64)
+    (lane,) = road.lanes
+    sink.most = 20
+    for number in range(640):
+        emit(road, number)
+    assert road.shutdown(time.monotonic() + 60) == 0
+    assert stored(sink) == set(range(640))
+    assert (lane.confirmed, lane.dropped) == (640, 0)
+    assert lane.retries < 10
+
+
 @pytest.mark.usefixtures("impatient")
 def test_a_receiver_that_refuses_everything_is_not_believed(otlp: tuple[str, str, Sink]) -> None:
     """When what it took before is refused as well, the receiver is at fault, and all is kept."""
