@@ -238,8 +238,8 @@ class DurableDelivery(Feeder):
         if trouble is not None:
             self.overflow.refuse(trouble)
             trouble = self._wait_and_write(held, trouble)
-        if trouble is not None:
-            self._say("write", logging.ERROR, f"{trouble}; units go through memory only")
+            if trouble is not None:
+                self._say("write", logging.ERROR, f"{trouble}; units go through memory only")
 
     def _wait_and_write(self, held: Held, trouble: str) -> str | None:
         """Write the unit as soon as there is room, if that is to be waited for; else why there is none.

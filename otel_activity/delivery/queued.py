@@ -90,8 +90,9 @@ class QueuedDelivery(Feeder):
 
     def after_fork(self) -> None:
         """As `Feeder.after_fork`; what the parent writes down is the parent's."""
-        if self._notebook is not None:
-            self._notebook.abandon()
+        kept = () if self._notebook is None else (self._notebook,)
+        for journal in (*kept, *(note.journal for note in self._notes)):
+            journal.abandon()
         super().after_fork()
 
     def start(self) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_activity.delivery import GapLog, durable, journal
+from otel_activity.delivery import GapLog, QueuedDelivery, durable, journal
+from otel_activity.delivery.gaps import evidence
 from otel_activity.delivery.holding import (
     PREPARED,
     RELEASED,
@@ -21,6 +22,7 @@ from otel_activity.delivery.holding import (
     take_over,
 )
 from otel_activity.delivery.journal import Journal
+from otel_activity.delivery.notes import leave, notes
 from otel_activity.events import Commit
 from tests.delivery.test_durable import World, bracket, flush, ids
 from tests.delivery.test_queued import Note, unit, wait_for
@@ -283,6 +285,28 @@ def test_a_fork_in_the_middle_of_a_take_over_inherits_no_lock(
     os.kill(child, 9)
     os.waitpid(child, 0)
     assert not held
+
+
+def test_a_fork_inherits_no_note(tmp_path: Path) -> None:
+    """What an earlier process left to say is not kept from everybody by a child of the one that says it."""
+    leave(tmp_path, {}, [evidence("activity.gap", {})])
+    (path,) = tmp_path.iterdir()
+    delivery = QueuedDelivery([], lambda event: None, capacity=10, home=tmp_path, gaps=GapLog())
+    delivery._notes = list(notes(tmp_path))
+    assert journal.is_held(path)
+    child = os.fork()
+    if child == 0:
+        delivery.after_fork()
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(0.2)
+    for note in delivery._notes:
+        note.journal.close(remove=False)
+    try:
+        wait_for(lambda: not journal.is_held(path))
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
 
 
 def test_a_sync_without_descriptors_forgets_no_segment(tmp_path: Path) -> None:
