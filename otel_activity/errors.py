@@ -26,15 +26,14 @@ def without_messages(error: BaseException | None) -> str:
     """The traceback of an error and of its causes, for a log. No messages: they may quote values."""
     if error is None:
         return ""
-    found = traceback.TracebackException.from_exception(error)
     lines: list[str] = []
     seen: set[int] = set()
-    part: traceback.TracebackException | None = found
+    part: BaseException | None = error
     while part is not None and id(part) not in seen:
         seen.add(id(part))
-        kind = part.exc_type
-        name = "error" if kind is None else f"{kind.__module__}.{kind.__qualname__}"
-        lines.insert(0, f"{''.join(part.stack.format())}{name}")
+        kind = type(part)
+        stack = "".join(traceback.format_tb(part.__traceback__))
+        lines.insert(0, f"{stack}{kind.__module__}.{kind.__qualname__}")
         part = part.__cause__ or (None if part.__suppress_context__ else part.__context__)
     return "\n".join(lines)
 
