@@ -19,7 +19,7 @@ from benchmarks.runner import ClientFailed, Plan, Runner
 from benchmarks.server import open_server
 from benchmarks.variants import BASE, VARIANTS, Databases, Variant, WrongCount
 from benchmarks.workloads import EVENTS as WORKLOADS
-from otel_activity.settings import mask_dsn
+from otel_activity.masking import mask_dsn
 
 if TYPE_CHECKING:
     from benchmarks.runner import Round

@@ -37,8 +37,8 @@ from otel_activity.delivery import DurableDelivery, QueuedDelivery
 from otel_activity.delivery.holding import PREPARED, encode_unit, take_over
 from otel_activity.delivery.journal import Journal, orphans
 from otel_activity.events import Commit
+from otel_activity.masking import mask_dsn
 from otel_activity.redaction import Redactor
-from otel_activity.settings import mask_dsn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from otel_activity.errors import ConfigurationError
-from otel_activity.settings import FIELDS, InstrumentFlags, Settings, mask_dsn
+from otel_activity.masking import mask_dsn
+from otel_activity.settings import FIELDS, InstrumentFlags, Settings
 
 DSN = "postgresql://audit:s3cret@db.example:5432/app"
 

@@ -17,7 +17,7 @@ from otel_activity.cli.demo_reconcile import Reconciliation, reconcile
 from otel_activity.cli.demo_store import EVENTS_SCHEMA, DemoStore
 from otel_activity.cli.demo_users import FIXED_ACTIONS, Crowd, expected_events
 from otel_activity.cli.demo_view import Watcher, result_table
-from otel_activity.settings import mask_dsn
+from otel_activity.masking import mask_dsn
 from otel_activity.store import ActivityStore, EventFilter
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from otel_activity.cli.checks import Check, Level
 from otel_activity.cli.render import many
 from otel_activity.cli.schema import describe
 from otel_activity.errors import ActivityError
+from otel_activity.masking import mask_dsn
 from otel_activity.postgres import schema as store_schema
 from otel_activity.postgres.outbox import outbox_facts
-from otel_activity.settings import mask_dsn
 from otel_activity.store.health import inspect_contents, inspect_server
 
 if TYPE_CHECKING:

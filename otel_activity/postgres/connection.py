@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from otel_activity.masking import mask_dsn
 from otel_activity.postgres.failures import connect_failure
-from otel_activity.settings import mask_dsn
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -18,8 +18,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 from otel_activity.errors import ActivityError
+from otel_activity.masking import mask_dsn
 from otel_activity.postgres.connection import connect
-from otel_activity.settings import mask_dsn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

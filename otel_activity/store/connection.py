@@ -10,7 +10,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from otel_activity.errors import ConfigurationError, ExportError, StoreRefused, StoreUnavailable
-from otel_activity.settings import FIELDS, mask_dsn
+from otel_activity.masking import mask_dsn
+from otel_activity.settings import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
