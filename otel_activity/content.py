@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from otel_activity.assignments import without_assigned, without_members, without_parameters
+from otel_activity.interruptions import pass_on
 from otel_activity.semconv import REDACTED_TAG, ContentRule
 
 if TYPE_CHECKING:
@@ -164,7 +165,8 @@ class Content:
         value = msgspec.json.decode(raw)
         try:
             cleaned = self.clean(value)
-        except Exception:  # noqa: BLE001 - what cannot be looked into must not leave unseen
+        except Exception as raised:  # noqa: BLE001 - what cannot be looked into must not leave unseen
+            pass_on(raised)
             cleaned = _hidden(value, 2)
         return raw if cleaned is value else msgspec.json.encode(cleaned)
 
@@ -177,7 +179,8 @@ class Content:
     def _clean_attribute(self, value: Any) -> Any:
         try:
             return self.clean_text(value) if type(value) is str else self.clean(value)
-        except Exception:  # noqa: BLE001 - as in clean_json
+        except Exception as raised:  # noqa: BLE001 - as in clean_json
+            pass_on(raised)
             return "[redacted]" if type(value) is str else _REDACTED
 
     def clean(self, value: Any) -> Any:

@@ -24,6 +24,7 @@ from otel_activity.actors import (
     settle,
 )
 from otel_activity.blocks import Block, around_steps
+from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -172,6 +173,7 @@ def _ambient(otel: Context) -> Finding | None:
     try:
         return settle(candidates(otel))
     except Exception as error:  # noqa: BLE001 - a span of the application's own making
+        pass_on(error)
         return Finding({**UNKNOWN_ACTOR, semconv.ACTOR_ERROR_TYPE: type(error).__qualname__})
 
 

@@ -23,6 +23,7 @@ from uuid import UUID
 from otel_activity.codec import encode, text_of
 from otel_activity.content import Content
 from otel_activity.events import Hashed, Redacted
+from otel_activity.interruptions import pass_on
 from otel_activity.semconv import ContentRule, RedactionMode
 
 if TYPE_CHECKING:
@@ -225,7 +226,8 @@ class Redactor:
         try:
             text = value if type(value) is str else text_of(value, _WHOLE)
             digest = hmac.digest(self._key, text.encode("utf-8", "surrogatepass"), "sha256")
-        except Exception:  # noqa: BLE001 - what cannot be hashed is hidden all the same
+        except Exception as raised:  # noqa: BLE001 - what cannot be hashed is hidden all the same
+            pass_on(raised)
             return REDACTED
         return Hashed(HASH_PREFIX + digest.hex())
 
@@ -318,7 +320,8 @@ class Redactor:
             return known[1]
         try:
             return self._look_into(value, type(value), copies, depth + 1)
-        except Exception:  # noqa: BLE001 - what cannot be looked into must not leave unseen
+        except Exception as raised:  # noqa: BLE001 - what cannot be looked into must not leave unseen
+            pass_on(raised)
             return REDACTED
 
     def _look_into(self, value: Any, kind: type, copies: _Copies, depth: int) -> Any:

@@ -1,8 +1,9 @@
-"""Interruptions (Ctrl-C, SystemExit, a timeout) wherever Python looks for signals."""
+"""Interruptions (Ctrl-C, SystemExit, a time limit) wherever Python looks for signals."""
 
 from __future__ import annotations
 
 import dis
+import signal
 import sys
 from functools import cache
 from itertools import pairwise
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import CodeType, FrameType
 
-__all__ = ["interrupted"]
+__all__ = ["TimeLimit", "interrupted"]
+
+
+class TimeLimit(Exception):
+    """Raised by a signal handler, as task queues do it: an `Exception` that is nobody's mistake."""
+
 
 PACKAGE = Path(otel_activity.__file__).parent
 
@@ -49,6 +55,8 @@ class Bell:
             self.left -= 1
             if self.left == 0:
                 self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}:{frame.f_lasti}"
+                if self.error is TimeLimit:
+                    signal.raise_signal(signal.SIGUSR1)
                 raise self.error
         return self.trace
 
@@ -63,14 +71,24 @@ def interrupted(
         files: of the package, that are looked at.
         error: what interrupts.
         work: is done in this thread.
+
+    Raises:
+        AssertionError: whoever called the work does not hear of the interruption.
     """
     bell = Bell(number, frozenset(str(PACKAGE / file) for file in files), error)
     before = sys.gettrace()
+    handler = signal.signal(signal.SIGUSR1, _out_of_time)
     sys.settrace(bell.trace)
     try:
         work()
     except error:
-        pass
+        return bell.where
     finally:
         sys.settrace(before)
-    return bell.where
+        signal.signal(signal.SIGUSR1, handler)
+    assert not bell.where, f"{error.__name__} at {bell.where} is lost"
+    return ""
+
+
+def _out_of_time(number: int, frame: FrameType | None) -> None:
+    raise TimeLimit

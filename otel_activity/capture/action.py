@@ -19,6 +19,7 @@ from otel_activity.capture.guard import internal_error
 from otel_activity.codec import encode
 from otel_activity.context import current_context
 from otel_activity.events import Commit, Event, Severity
+from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -205,6 +206,7 @@ class ActionRecorder:
         try:
             return self._connection(_sync(session), entered)
         except Exception as error:  # noqa: BLE001 - no default bind, or async and not connected yet
+            pass_on(error)
             _warn_unjoined(error)
             return None
 
@@ -294,7 +296,8 @@ def _text(value: Any, length: int) -> str:
     """A name as text that every exporter takes; of an object that has none, what it is."""
     try:
         text = str(value)
-    except Exception:  # noqa: BLE001 - code of the application
+    except Exception as raised:  # noqa: BLE001 - code of the application
+        pass_on(raised)
         text = f"<{type(value).__qualname__}>"
     return _UNUSABLE.sub("\ufffd", text[:length])
 

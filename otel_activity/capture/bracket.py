@@ -19,6 +19,7 @@ from otel_activity.capture.updates import Mistaken
 from otel_activity.context import circumstances
 from otel_activity.errors import ActivityError
 from otel_activity.events import Commit, Outlet, Unit
+from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +118,8 @@ class Bracket:
             return None
         try:
             raw = connection.connection.dbapi_connection
-        except Exception:  # noqa: BLE001 - an invalidated connection has no transaction
+        except Exception as raised:  # noqa: BLE001 - an invalidated connection has no transaction
+            pass_on(raised)
             return None
         found = self.open.get(id(raw))
         return found if found is not None and found.owns(raw) else None
@@ -135,7 +137,8 @@ class Bracket:
             if transaction.unit is not None and not transaction.autocommit:
                 try:  # psycopg, without a detour
                     ended = raw.pgconn.transaction_status == 0
-                except Exception:  # noqa: BLE001 - another driver, or a closed connection: `watch` asks it
+                except Exception as raised:  # noqa: BLE001 - another driver, or a closed connection: `watch` asks it
+                    pass_on(raised)
                     ended = True
                 if ended:
                     self.watch(transaction)

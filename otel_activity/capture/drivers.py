@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_activity.interruptions import pass_on
+
 if TYPE_CHECKING:
     from otel_activity.capture.transaction import Transaction
 
@@ -55,8 +57,8 @@ def state_of(transaction: Transaction) -> State:
     if transaction.is_driver:
         try:
             return _LIBPQ[transaction.anchor().pgconn.transaction_status]  # psycopg, without a detour
-        except Exception:  # noqa: BLE001, S110 - another driver, or a closed connection
-            pass
+        except Exception as raised:  # noqa: BLE001 - another driver, or a closed connection
+            pass_on(raised)
     return driver_state(transaction.driver())
 
 
@@ -84,7 +86,8 @@ def driver_state(driver: Any) -> State:
         inside = getattr(driver, "in_transaction", None)  # sqlite3, aiosqlite
         if isinstance(inside, bool):
             return State.OPEN if inside else State.ENDED
-    except Exception:  # noqa: BLE001 - a closed connection may raise whatever it likes
+    except Exception as raised:  # noqa: BLE001 - a closed connection may raise whatever it likes
+        pass_on(raised)
         return State.UNKNOWN
     return State.UNKNOWN
 
@@ -100,8 +103,8 @@ def is_autocommit(dialect: Any, connection: Any) -> bool:
     if detect is not None:
         try:
             return bool(detect(raw))
-        except Exception:  # noqa: BLE001, S110 - not implemented, or a dialect of somebody else
-            pass
+        except Exception as raised:  # noqa: BLE001 - not implemented, or a dialect of somebody else
+            pass_on(raised)
     return getattr(raw, "autocommit", False) is True
 
 

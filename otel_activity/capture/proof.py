@@ -22,6 +22,7 @@ from sqlalchemy.pool import Pool
 
 from otel_activity.capture.guard import internal_error
 from otel_activity.events import Proof
+from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +126,7 @@ class ProofReader:
         try:
             row = _row(connection, self._probe)
         except Exception as error:  # noqa: BLE001 - refused, or no PostgreSQL at all behind this driver
+            pass_on(error)
             self._tell(type(error).__name__)
             return None
         finally:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from otel_activity.codec.values import INT_MAX, INT_MIN, SCALARS, encode, isoformat
+from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,7 +91,8 @@ def changes_json(
                 value = values[index]
                 found[index] = odd(value) if encoder is None else encoder(value, limit)
         data = form % tuple(map(_json, found))
-    except Exception:  # noqa: BLE001 - one odd value must never cost the others
+    except Exception as raised:  # noqa: BLE001 - one odd value must never cost the others
+        pass_on(raised)
         return _one_by_one(names, sides, values, odd, limit)
     if (
         len(data) - size > limit or b"\\u0000" in data

@@ -26,6 +26,7 @@ import msgspec
 from otel_activity.codec.kinds import RangeValue
 from otel_activity.codec.reading import decode, display
 from otel_activity.events import Hashed, Redacted
+from otel_activity.interruptions import pass_on
 from otel_activity.semconv import REDACTED_TAG
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def encode(value: Any, limit: int = 65_536) -> Any:
         return (_ENCODERS.get(kind) or _learn(kind))(value, _State(limit), 0)
     except Exception as error:  # noqa: BLE001 - one odd value must never cost the event
         try:
+            pass_on(error)
             return _failed(kind, error)
         except RecursionError:  # called at the very end of the stack: no further call is possible
             return {"$replaced": {"type": "object", "reason": "raised RecursionError"}}
@@ -157,6 +159,7 @@ def _item(value: Any, state: _State, depth: int) -> Any:
         encoder = _ENCODERS.get(kind) or _learn(kind)
         return encoder(value, state, depth)
     except Exception as error:  # noqa: BLE001 - as in encode
+        pass_on(error)
         state.left -= _MARK_COST
         return _failed(kind, error)
 

@@ -39,6 +39,7 @@ from otel_activity.delivery.lane import log_safely
 from otel_activity.delivery.streams import taken_over
 from otel_activity.errors import ConfigurationError
 from otel_activity.events import Commit, Verdict
+from otel_activity.interruptions import pass_on
 from otel_activity.semconv import ROLLED_BACK
 
 if TYPE_CHECKING:
@@ -227,7 +228,8 @@ class DurableDelivery(Feeder):
         for entry in unit.entries:
             try:
                 events.append(entry.to_event(unit, Commit.REPORTED))
-            except Exception:  # noqa: BLE001 - one odd entry costs itself, not its neighbours
+            except Exception as raised:  # noqa: BLE001 - one odd entry costs itself, not its neighbours
+                pass_on(raised)
                 self._lost_one()
         count = len(events)
         lanes = len(self.lanes)
@@ -280,6 +282,7 @@ class DurableDelivery(Feeder):
                 "or mend the exporter that is behind"
             )
         except Exception as error:  # noqa: BLE001 - a journal in trouble never reaches the application
+            pass_on(error)
             held.source = None
             if source is not self._own:  # it was closed just now, because the process ends
                 return self._write(held, bounded=bounded)
@@ -408,6 +411,7 @@ class DurableDelivery(Feeder):
         try:
             return source.journal.append(kind, payload).number
         except Exception as error:  # noqa: BLE001 - as above: the transaction is over, whatever the disk does
+            pass_on(error)
             line = f"the fate of a unit could not be journaled ({_reason(error)})"
             self._say("mark", logging.ERROR, line)
             return source.journal.last

@@ -15,6 +15,7 @@ from otel_activity import semconv
 from otel_activity.delivery.gaps import NOT_ENCODED
 from otel_activity.delivery.lane import log_safely
 from otel_activity.errors import DeliveryRefused
+from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -292,6 +293,7 @@ class Feeder:
                     if self._note(untold):
                         self._written = written
             except Exception as error:  # noqa: BLE001 - what is lost is lost; nobody may be hurt by it as well
+                pass_on(error)
                 line = f"what was lost cannot be written down ({type(error).__name__})"
                 self._say("note", logging.ERROR, line)
             finally:
@@ -358,7 +360,8 @@ class Feeder:
         """The entry as an event; None, counted and logged, when that fails: its neighbours go on."""
         try:
             return entry.to_event(unit, commit)
-        except Exception:  # noqa: BLE001 - see above
+        except Exception as raised:  # noqa: BLE001 - see above
+            pass_on(raised)
             self._lost_one()
             return None
 

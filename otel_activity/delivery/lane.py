@@ -12,6 +12,7 @@ from otel_activity.delivery.ages import Ages
 from otel_activity.delivery.backoff import Breaker
 from otel_activity.delivery.gaps import ENDED, QUEUE_FULL, REJECTED
 from otel_activity.errors import ExportError, without_messages
+from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,8 @@ def log_safely(level: int, line: str, *args: object, exc_info: bool = False) -> 
         if exc_info:
             line, args = f"{line}\n%s", (*args, without_messages(sys.exc_info()[1]))
         _logger.log(level, line, *args)
-    except Exception:  # noqa: BLE001 - there is no better place to tell
+    except Exception as raised:  # noqa: BLE001 - there is no better place to tell
+        pass_on(raised)
         return
 
 

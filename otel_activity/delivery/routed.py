@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from otel_activity.delivery.lane import log_safely
 from otel_activity.errors import ActivityError, OutboxError
 from otel_activity.events import Unit
+from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,8 @@ class RoutedDelivery:
                     other.aborted(prepared)
                 unit.prepared = None
                 raise
-            except Exception:  # noqa: BLE001 - a bug in one way must not keep the others from theirs
+            except Exception as raised:  # noqa: BLE001 - a bug in one way must not keep the others from theirs
+                pass_on(raised)
                 log_safely(logging.ERROR, "otel_activity: internal error in prepare", exc_info=True)
             finally:
                 part.outlet = None

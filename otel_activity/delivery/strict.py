@@ -14,6 +14,7 @@ from otel_activity.delivery.holding import Held
 from otel_activity.delivery.outbox import OutboxDrain, decode_row, encode_rows
 from otel_activity.errors import ActivityError, OutboxError
 from otel_activity.events import Commit
+from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,6 +76,7 @@ class StrictDelivery(DurableDelivery):
         except ActivityError:
             raise
         except Exception as error:
+            pass_on(error)
             raise OutboxError(
                 f"not committed, because its events cannot be encoded ({type(error).__name__})"
             ) from error

@@ -20,6 +20,7 @@ from otel_activity.frameworks import claims, sessions
 from otel_activity.frameworks.proxies import Proxies
 from otel_activity.frameworks.resolver import Resolver
 from otel_activity.frameworks.users import identify
+from otel_activity.interruptions import pass_on
 from otel_activity.settings import Settings
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class WebContext(RequestContext):
             try:
                 found.update(read())
             except Exception as error:  # noqa: BLE001 - a client's text, or code of the application
+                pass_on(error)
                 warn("a part of the request could not be read", error)
         found.update(self.attributes)
         return found
@@ -258,6 +260,7 @@ class WebContext(RequestContext):
                 raise RecursionError("a user object logs an action, or commits, when it is read")
             return settle(asking(lambda: self._candidates(otel)))
         except Exception as error:  # noqa: BLE001 - code of the application; the request goes on
+            pass_on(error)
             warn("the actor of a request could not be found and is stored as unknown", error)
             return Finding(
                 {semconv.ACTOR_TYPE: "unknown", semconv.ACTOR_ERROR_TYPE: type(error).__qualname__}
@@ -271,6 +274,7 @@ class WebContext(RequestContext):
             try:
                 memo[self] = _Options.resolver.ask(self.native)
             except Exception as error:  # noqa: BLE001 - raised below, for each event that asks
+                pass_on(error)
                 memo[self] = error
         if isinstance(memo[self], Exception):
             raise memo[self]

@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 
 from otel_activity.errors import OutboxError, StoreRefused
+from otel_activity.interruptions import pass_on
 from otel_activity.ports import OutboxRow
 from otel_activity.postgres.connection import connect
 from otel_activity.postgres.failures import store_failure
@@ -152,6 +153,7 @@ class PostgresOutbox:
             except UnicodeEncodeError:  # nothing was sent
                 self._insert(outlet, _in_ascii(texts))
         except Exception as error:
+            pass_on(error)
             if _is_conflict(error):
                 return partial(_give_up, outlet.connection, error)
             raise OutboxError(self._refusal(error)) from error
@@ -164,7 +166,8 @@ class PostgresOutbox:
             with closing(outlet.connection.cursor()) as cursor:
                 cursor.execute(statement("outbox_read_only", self._schema).as_string(None))
                 return bool(cursor.fetchone()[0] == "on")
-        except Exception:  # noqa: BLE001 - then writing says what is wrong
+        except Exception as error:  # noqa: BLE001 - then writing says what is wrong
+            pass_on(error)
             return False
 
     def _insert(self, outlet: Outlet, texts: _Texts) -> None:
@@ -187,6 +190,7 @@ class PostgresOutbox:
         try:
             _insert_and_commit(connection, self._numeric.encode(), texts)
         except Exception as error:
+            pass_on(error)
             refused = connection.info.transaction_status in _OPEN
             if not refused:
                 raise  # what became of the COMMIT itself
@@ -381,7 +385,8 @@ def _address(outlet: Outlet, *, named: bool) -> str:
         known = info.dsn_parameters if outlet.driver == "psycopg2" else info.get_parameters()
         password = {"password": info.password} if info.password else {}
         return make_conninfo(given, **{**({} if named else known), **password})
-    except Exception:  # noqa: BLE001 - other drivers do not say
+    except Exception as error:  # noqa: BLE001 - other drivers do not say
+        pass_on(error)
         return given
 
 
@@ -392,7 +397,8 @@ def _holds_unicode(outlet: Outlet) -> bool:
         if outlet.driver == "asyncpg":
             return bool(connection.driver_connection.get_settings().server_encoding == "UTF8")
         return bool(connection.info.parameter_status("server_encoding") == "UTF8")
-    except Exception:  # noqa: BLE001 - escaped, everything passes everywhere
+    except Exception as error:  # noqa: BLE001 - escaped, everything passes everywhere
+        pass_on(error)
         return False
 
 

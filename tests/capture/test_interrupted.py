@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sqlite3
 from contextlib import suppress
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,10 +16,12 @@ from sqlalchemy.orm import Session
 from otel_activity import semconv
 from otel_activity.capture import SQLAlchemyCapture
 from otel_activity.classes import Classes
+from otel_activity.codec import encode
 from otel_activity.delivery import Journaled, Memory, QueuedDelivery, RoutedDelivery
+from otel_activity.redaction import Redactor
 from tests.capture.support import Account, Base, Note, Open
 from tests.delivery.test_durable import LARGE, World, flush, world
-from tests.interruptions import interrupted
+from tests.interruptions import TimeLimit, interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +38,10 @@ if TYPE_CHECKING:
 __all__ = ["world"]
 
 TRACED = ("capture/bracket.py", "delivery/routed.py", "delivery/durable.py", "delivery/journal.py")
+HOOKS = (
+    *("capture/mapper.py", "capture/change.py", "capture/plan.py", "capture/transaction.py"),
+    *("capture/statements.py", "capture/bracket.py", "capture/drivers.py"),
+)
 MORE = ("capture/transaction.py", "delivery/memory.py", "delivery/queued.py", "delivery/feeder.py")
 
 
@@ -113,7 +121,7 @@ def interrupted_everywhere(
             connection = session.connection()
             dialect, raw = connection.dialect, connection.connection
             way = dialect.do_commit if commit is None else commit
-            error = (KeyboardInterrupt, SystemExit, GeneratorExit)[number % 3]
+            error = (KeyboardInterrupt, SystemExit, GeneratorExit, TimeLimit)[number % 4]
             where = interrupted(number, files, error, lambda way=way, raw=raw: way(raw))  # type: ignore[misc]
             if not where:
                 return places
@@ -246,3 +254,53 @@ def test_what_was_interrupted_in_its_second_phase_is_delivered_by_the_same_proce
     assert len(places) > 8, places
     assert flush(delivery)
     assert names(road.taken) == stored(tmp_path)
+
+
+@pytest.mark.parametrize("error", [TimeLimit, KeyboardInterrupt])
+def test_an_interruption_in_the_midst_of_a_flush_is_the_applications(
+    world: World,
+    engine: Engine,
+    audited: Callable[[Delivery], Bracket],
+    tmp_path: Path,
+    error: type[BaseException],
+) -> None:
+    """Taken for a mistake of a hook it would be gone, and the row be committed without its event."""
+    road = world.road(capacity=10_000)
+    delivery, way = delivery_for(world, "best_effort", road)
+    audited(way)
+    places: set[str] = set()
+    number, where = 0, "somewhere"
+    while where:
+        number += 1
+        with Session(engine) as session:
+            session.add_all([Account(name=f"{number} a"), Note(body=f"{number} b")])
+            where = interrupted(number, HOOKS, error, session.flush)
+            places.add(where)
+            if not where:
+                session.commit()
+    assert len(places) > 15, places
+    assert flush(delivery)
+    assert names(road.taken) == stored(tmp_path) == [f"{number} a", f"{number} b"]
+
+
+def test_an_interrupted_value_is_not_taken_for_an_odd_one() -> None:
+    """What would be stored in its place is a mark that the value raised something."""
+    value = {
+        "password": "x",
+        "list": [1, {"token=y": dt.date(2026, 1, 1)}, Decimal(1)],
+        "text": "a=1&password=z",
+    }
+    redactor = Redactor((), key="k" * 16)
+    files = ("codec/values.py", "redaction.py")
+
+    def work() -> None:
+        redactor.scrub(msgspec.json.encode(encode(redactor.clean(value), 1000)))
+
+    work()  # names are looked at once; nobody hears of an interruption when a generator is thrown away
+    places: set[str] = set()
+    number, where = 0, "somewhere"
+    while where:
+        number += 1
+        where = interrupted(number, files, TimeLimit, work)
+        places.add(where)
+    assert len(places) > 15, places

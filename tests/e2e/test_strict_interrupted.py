@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 import otel_activity
 from tests.e2e.test_strict import PATIENCE, column, database, engines, outboxed, start
 from tests.frameworks.support import Task
-from tests.interruptions import interrupted
+from tests.interruptions import TimeLimit, interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ def test_an_interruption_at_any_moment_leaves_each_committed_row_one_event(
             session.flush()
             connection = session.connection()
             commit = partial(connection.dialect.do_commit, connection.connection)
-            error = (KeyboardInterrupt, SystemExit, GeneratorExit)[number % 3]
+            error = (KeyboardInterrupt, SystemExit, GeneratorExit, TimeLimit)[number % 4]
             where = interrupted(number, TRACED, error, commit)
             if not where:
                 break
