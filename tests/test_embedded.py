@@ -250,7 +250,7 @@ def test_a_first_start_that_was_interrupted_can_be_repeated(bin_dir: str | None)
         shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.mark.parametrize("name", ["a b", "a,b", 'a"b', "ü☃"])
+@pytest.mark.parametrize("name", ["a b", "a,b", "a'b", "ü☃"])
 def test_a_directory_may_have_any_name(
     bin_dir: str | None, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
