@@ -32,6 +32,7 @@ _UNICODE_ESCAPE: Final = re.compile(r"\\++u([0-9A-Fa-f]{4})")
 _QUOTE: Final = re.compile(r"(?<!\\)(\\*+)([\"'])")
 _OPENING: Final = re.compile(r"(?:[bBuUrRfFnNeExX]|[bBfF][rR]|[rR][bBfF])?(\\*+)([\"'])")
 """Of a quoted value; letters before it are Python's or SQL's: ``b'x'``."""
+_OWN: Final = "[redacted "
 _BRACKET_OR_QUOTE: Final = re.compile(r"[\[{(]|[\]})]|(?<!\\)(\\*+)([\"'])")
 _BARE: Final = re.compile(r"(?:[^\s\"'\\\[{(]|\\*+[\"'](?![\s,;:)}\]>\\]|\Z)|\\++(?![\"']))*+")
 """A value without quotes, up to a space. A quote in the middle of a word is part of it."""
@@ -65,6 +66,8 @@ def _without(text: str, pattern: re.Pattern[str], bare: re.Pattern[str], named: 
         if pattern is _ASSIGNED and _is_parameter(text, found):
             continue
         name = found["name"]
+        if text.endswith(_OWN, 0, found.start("name")):
+            continue  # of a mark that stands for something else: [redacted card]
         hidden = named(_UNICODE_ESCAPE.sub(_character, name) if "\\" in name else name)
         if hidden is None:
             continue

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from otel_activity.codec import REDACTED, decode, encode
@@ -396,6 +396,7 @@ shapes = st.sampled_from(
 
 @settings(max_examples=400, deadline=None)
 @given(secret=secrets, before=around, after=around, shape=shapes)
+@example(secret="4000 0000 0000 0002", before="", after="=?", shape=str)  # the mark is called like a secret
 def test_no_generated_secret_survives(secret: str, before: str, after: str, shape: Any) -> None:
     """Wherever a value holds it, with whatever around it, none of it is in the bytes that leave."""
     raw = msgspec.json.encode({"field": {"after": encode(shape(f"{before}{secret} {after.strip()}"))}})

@@ -1055,12 +1055,14 @@ class DurableDelivery(Feeder):
         if self._docket is not None and not self._docket.wait(0.0):
             poke()
             asked = self._docket.wait(deadline)
+        more = self._more  # before each look at what was let in: the last of them may come behind that
         done = super().flush(max(0.0, deadline - time.monotonic()), poke)
-        while done and self._more and time.monotonic() < deadline:
+        while done and more and time.monotonic() < deadline:
             self._hurry()
             time.sleep(0.002)
+            more = self._more
             done = super().flush(max(0.0, deadline - time.monotonic()), poke)
-        return done and asked and not self._more
+        return done and asked and not more
 
     def _hurry(self) -> None:
         """Have the feeding thread look now; where there is none, look here."""
