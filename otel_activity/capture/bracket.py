@@ -575,14 +575,12 @@ def _freeze(unit: Unit) -> None:
             continue  # nothing to read
         if entry.attributes is not None:  # it was read for a COMMIT that did not get through
             continue
-        if found is not context:
+        other = found is not context
+        if other:
             over = None if found is None else found.over()
-        elif entry.otel is otel and (over is None or (entry.time > over) is late):
-            entry.attributes = frozen
-            entry.context = None
-            continue
-        context, otel = found, entry.otel
-        late = over is not None and entry.time > over
-        frozen = circumstances(found, otel, memo, late=late)
+        is_late = over is not None and entry.time > over
+        if other or entry.otel is not otel or is_late is not late:
+            context, otel, late = found, entry.otel, is_late
+            frozen = circumstances(found, otel, memo, late=late)
         entry.attributes = frozen
         entry.context = None

@@ -10,10 +10,9 @@ import re
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sqlalchemy.engine import Engine
-
 from otel_activity import semconv
 from otel_activity.capture import drivers
+from otel_activity.capture.checkout import CheckoutHooks
 from otel_activity.capture.guard import internal_error
 from otel_activity.capture.pools import pool_name
 
@@ -103,20 +102,16 @@ def _operation(context: Any, statement: Any) -> str | None:
     return word if word in _OPERATIONS else None
 
 
-class WaitHooks:
+class WaitHooks(CheckoutHooks):
     """Times how long engines take to give out a connection: until one is free, or a new one is made."""
 
     def __init__(self, timings: Timings) -> None:
+        super().__init__()
         self._timings = timings
-        self._patched: tuple[Any, Any] | None = None
-        self._engines: Any = Engine
 
-    def install(self) -> None:
-        """Wrap the method that every way to a connection goes through."""
-        original: Any = Engine.raw_connection
+    def _wrap(self, original: Any) -> Any:
         timings = self._timings
 
-        @functools.wraps(original)
         def raw_connection(engine: Any) -> Any:
             started = perf_counter()
             try:
@@ -128,11 +123,4 @@ class WaitHooks:
                 except Exception:  # noqa: BLE001 - hooks never raise into the application
                     internal_error("the wait for a connection")
 
-        self._engines.raw_connection = raw_connection
-        self._patched = (original, raw_connection)
-
-    def uninstall(self) -> None:
-        """Put it back, unless somebody else has wrapped it since."""
-        if self._patched is not None and vars(Engine).get("raw_connection") is self._patched[1]:
-            self._engines.raw_connection = self._patched[0]
-        self._patched = None
+        return raw_connection

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
-from sqlalchemy import CheckConstraint, Engine, create_engine, text
+import pytest
+from sqlalchemy import CheckConstraint, Engine, create_engine, exc, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from otel_activity import semconv
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from otel_activity.capture.bracket import Bracket
+
+    Errors = type[Exception] | tuple[type[Exception], ...]
 
 SYNC_DRIVERS = ("psycopg", "psycopg2")
 ASYNC_DRIVERS = ("asyncpg", "psycopg")
@@ -269,3 +272,56 @@ def add(session: Session, name: str) -> Account:
 def run(session: Session, statement: str) -> None:
     """Execute a text."""
     session.execute(text(statement))
+
+
+def lose_a_statement(scene: Scene, autocommit: Engine, errors: Errors) -> None:
+    """A statement whose answer is lost with the connection comes out as unknown.
+
+    Args:
+        scene: of the test.
+        autocommit: an engine under AUTOCOMMIT.
+        errors: what the application sees.
+    """
+    with Session(autocommit) as session:
+        pid = session.scalar(text("select pg_backend_pid()"))
+        session.add(Account(name="nobody knows"))
+        scene.ask("terminate", pid=pid)
+        with pytest.raises(errors):
+            session.flush()
+        session.rollback()
+    assert scene.recorder.names() == []
+    assert scene.recorder.doubtful_names() == ["nobody knows"]
+
+
+def hear_last_words(scene: Scene, autocommit: Engine) -> None:
+    """A server that goes down says so while its connection still looks open: nobody knows what it did."""
+    with Session(autocommit) as session:
+        session.execute(text(sql("going_down")))
+        try:
+            session.add(Account(name="nobody knows"))
+            with pytest.raises(exc.DBAPIError):
+                session.flush()
+            session.rollback()
+        finally:
+            session.execute(text("DROP FUNCTION going_down CASCADE"))
+    assert scene.recorder.names() == []
+    assert scene.recorder.doubtful_names() == ["nobody knows"]
+
+
+def fail_in_a_savepoint(scene: Scene, engine: Engine, errors: Errors) -> None:
+    """An error inside a savepoint that is rolled back costs the savepoint's events and no others.
+
+    Args:
+        scene: of the test.
+        engine: of its database.
+        errors: what the application sees.
+    """
+    with Session(engine) as session:
+        add(session, "kept")
+        with pytest.raises(errors), session.begin_nested():  # noqa: PT012 - the entry before the error
+            add(session, "lost")
+            add(session, "forbidden")
+        add(session, "kept too")
+        session.commit()
+    assert scene.recorder.names() == ["kept", "kept too"]
+    scene.check()

@@ -9,7 +9,7 @@ from sqlalchemy import event, exc, text
 from sqlalchemy.orm import Session
 
 from otel_activity import semconv
-from tests.capture.support import Account, Note, Scene, add, sql
+from tests.capture.support import Account, Note, Scene, add, hear_last_words, lose_a_statement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,27 +165,9 @@ def test_stale_row(scene: Scene, autocommit: Engine) -> None:
 
 def test_connection_lost_in_a_statement(scene: Scene, autocommit: Engine) -> None:
     """A statement whose answer was lost with the connection comes out as unknown."""
-    with Session(autocommit) as session:
-        pid = session.scalar(text("select pg_backend_pid()"))
-        session.add(Account(name="nobody knows"))
-        scene.ask("terminate", pid=pid)
-        with pytest.raises(exc.DBAPIError):
-            session.flush()
-        session.rollback()
-    assert scene.recorder.names() == []
-    assert scene.recorder.doubtful_names() == ["nobody knows"]
+    lose_a_statement(scene, autocommit, exc.DBAPIError)
 
 
 def test_the_last_words_of_a_server(scene: Scene, autocommit: Engine) -> None:
     """A server that goes down says so while its connection still looks open: nobody knows what it did."""
-    with Session(autocommit) as session:
-        session.execute(text(sql("going_down")))
-        try:
-            session.add(Account(name="nobody knows"))
-            with pytest.raises(exc.DBAPIError):
-                session.flush()
-            session.rollback()
-        finally:
-            session.execute(text("DROP FUNCTION going_down CASCADE"))
-    assert scene.recorder.names() == []
-    assert scene.recorder.doubtful_names() == ["nobody knows"]
+    hear_last_words(scene, autocommit)

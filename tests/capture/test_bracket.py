@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool, StaticPool
 
 from otel_activity import semconv
-from tests.capture.support import Account, Note, Scene, add, changes_of, run, wait_for
+from tests.capture.support import Account, Note, Scene, add, changes_of, fail_in_a_savepoint, run, wait_for
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -318,15 +318,7 @@ def test_swallowed_error_of_the_driver(scene: Scene, driver: str) -> None:
 
 def test_swallowed_error_in_a_savepoint(scene: Scene, driver: str) -> None:
     """An error inside a savepoint that was rolled back costs only the savepoint's events."""
-    with Session(scene.engine(driver)) as session:
-        add(session, "kept")
-        with pytest.raises(exc.IntegrityError), session.begin_nested():  # noqa: PT012 - as above
-            add(session, "lost")
-            add(session, "forbidden")
-        add(session, "kept too")
-        session.commit()
-    assert scene.recorder.names() == ["kept", "kept too"]
-    scene.check()
+    fail_in_a_savepoint(scene, scene.engine(driver), exc.IntegrityError)
 
 
 # --- connections come and go -----------------------------------------------------------------

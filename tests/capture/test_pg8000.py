@@ -11,7 +11,14 @@ from sqlalchemy import exc, text
 from sqlalchemy.orm import Session
 
 from otel_activity import semconv
-from tests.capture.support import Account, Scene, add, run, sql
+from tests.capture.support import (
+    Scene,
+    add,
+    fail_in_a_savepoint,
+    hear_last_words,
+    lose_a_statement,
+    run,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,15 +56,7 @@ def on_signal() -> Iterator[signal.Signals]:
 
 def test_savepoints(scene: Scene, engine: Engine) -> None:
     """A failed savepoint takes away its own entries and no others."""
-    with Session(engine) as session:
-        add(session, "kept")
-        with pytest.raises(exc.DBAPIError), session.begin_nested():  # noqa: PT012 - the entry before the error
-            add(session, "lost")
-            add(session, "forbidden")
-        add(session, "kept too")
-        session.commit()
-    assert scene.recorder.names() == ["kept", "kept too"]
-    scene.check()
+    fail_in_a_savepoint(scene, engine, exc.DBAPIError)
 
 
 def test_swallowed_error(scene: Scene, engine: Engine) -> None:
@@ -154,30 +153,12 @@ def test_begin_under_autocommit(scene: Scene, autocommit: Engine, end: str) -> N
 
 def test_connection_lost_under_autocommit(scene: Scene, autocommit: Engine) -> None:
     """A statement whose answer was lost with the connection comes out as unknown."""
-    with Session(autocommit) as session:
-        pid = session.scalar(text("select pg_backend_pid()"))
-        session.add(Account(name="nobody knows"))
-        scene.ask("terminate", pid=pid)
-        with pytest.raises((exc.DBAPIError, OSError)):
-            session.flush()
-        session.rollback()
-    assert scene.recorder.names() == []
-    assert scene.recorder.doubtful_names() == ["nobody knows"]
+    lose_a_statement(scene, autocommit, (exc.DBAPIError, OSError))
 
 
 def test_last_words_under_autocommit(scene: Scene, autocommit: Engine) -> None:
     """A server that goes down says so while its connection still looks open: nobody knows what it did."""
-    with Session(autocommit) as session:
-        session.execute(text(sql("going_down")))
-        try:
-            session.add(Account(name="nobody knows"))
-            with pytest.raises(exc.DBAPIError):
-                session.flush()
-            session.rollback()
-        finally:
-            session.execute(text("DROP FUNCTION going_down CASCADE"))
-    assert scene.recorder.names() == []
-    assert scene.recorder.doubtful_names() == ["nobody knows"]
+    hear_last_words(scene, autocommit)
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
