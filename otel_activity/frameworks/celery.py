@@ -28,7 +28,6 @@ from otel_activity.actors import (
 from otel_activity.context import RequestContext, bind, circumstances, current_context, stands_alone
 from otel_activity.frameworks.hook import Hooks, SignalHook
 from otel_activity.frameworks.web import warn
-from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -108,7 +107,6 @@ class JobContext(RequestContext):
             carried = _read(header)
             self.actor = None if carried.actor is None else _actor(carried.actor)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the task runs
-            pass_on(error)
             self._malformed = type(error).__qualname__
             self.header = _UNKNOWN
             warn("the header of a task's message cannot be read and its actor is stored as unknown", error)
@@ -239,7 +237,6 @@ def _publishing(headers: Any = None, **_: Any) -> None:
         if header:
             headers[HEADER] = header
     except Exception as error:  # noqa: BLE001 - the task is enqueued, whatever happens here
-        pass_on(error)
         warn("a task is enqueued without its actor", error)
 
 
@@ -255,7 +252,6 @@ def _beginning(task_id: Any = None, task: Any = None, **_: Any) -> None:
             job.restore(request.get(HEADER))
         bind(job)
     except Exception as error:  # noqa: BLE001 - the task runs, whatever happens here
-        pass_on(error)
         warn("the actor of a task is unknown", error)
 
 
@@ -268,7 +264,6 @@ def _ended(task_id: Any = None, **_: Any) -> None:
             if job.trace is not None:
                 otel_context.detach(job.trace)
     except Exception as error:  # noqa: BLE001 - the task has run
-        pass_on(error)
         warn("the context of a task could not be ended", error)
 
 

@@ -18,7 +18,6 @@ from otel_activity.frameworks import asgi, wsgi
 from otel_activity.frameworks.hook import Hooks, MethodHook, SignalHook
 from otel_activity.frameworks.users import identify
 from otel_activity.frameworks.web import is_in_force, marked, warn
-from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +81,6 @@ def _keep_former(request: Any) -> None:
         if context is not None:
             context.keep("session", identify(_acting(request, _evaluated(request, "user"))))
     except Exception as error:  # noqa: BLE001 - code of the application; the logout goes on
-        pass_on(error)
         warn("who was logged out could not be read", error)
 
 

@@ -10,7 +10,6 @@ from otel_activity.frameworks.hook import Hooks, MethodHook, SignalHook
 from otel_activity.frameworks.users import identify
 from otel_activity.frameworks.web import marked, warn
 from otel_activity.frameworks.wsgi import serve
-from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from otel_activity.frameworks.security import SecurityLog
@@ -124,7 +123,6 @@ def _keep_former(flask: Any) -> None:
         if context is not None and former is not None:
             context.keep("flask_login before", identify(former))
     except Exception as error:  # noqa: BLE001 - code of the application; the login goes on
-        pass_on(error)
         warn("who was logged in before could not be read", error)
 
 

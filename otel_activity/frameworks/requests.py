@@ -15,7 +15,6 @@ from otel_activity.context import bind, current_context, unbind
 from otel_activity.events import Performed
 from otel_activity.frameworks.hook import Hooks, SignalHook
 from otel_activity.frameworks.web import WebContext, warn
-from otel_activity.interruptions import pass_on
 from otel_activity.rules import RequestRule, is_reported
 
 if TYPE_CHECKING:
@@ -112,7 +111,6 @@ class Watch:
                 with _in_force(context):
                     sink.record(self._performed())
         except Exception as problem:  # noqa: BLE001 - the request goes on
-            pass_on(problem)
             warn("a request could not be reported", problem)
 
     def _is_reported(self, context: WebContext) -> bool:

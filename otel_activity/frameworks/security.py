@@ -9,7 +9,6 @@ from otel_activity.actors import clean, settle
 from otel_activity.events import Performed
 from otel_activity.frameworks.users import identify
 from otel_activity.frameworks.web import warn
-from otel_activity.interruptions import pass_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,7 +48,6 @@ class SecurityLog:
             performed.actor = None if found is None else found.attributes
             _name_entity(performed, user, sources[0][1])
         except Exception as error:  # noqa: BLE001 - code of the application; the login goes on
-            pass_on(error)
             performed.actor = _unreadable(error)
         sink.record(performed)
 
@@ -68,7 +66,6 @@ class SecurityLog:
                 return
             _name_entity(performed, user, actor)
         except Exception as error:  # noqa: BLE001 - as above
-            pass_on(error)
             performed.actor = _unreadable(error)
         sink.record(performed)
 

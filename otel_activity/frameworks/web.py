@@ -194,7 +194,6 @@ class WebContext(RequestContext):
             try:
                 found.update(read())
             except Exception as error:  # noqa: BLE001 - a client's text, or code of the application
-                pass_on(error)
                 warn("a part of the request could not be read", error)
         found.update(self.attributes)
         return found
@@ -260,7 +259,6 @@ class WebContext(RequestContext):
                 raise RecursionError("a user object logs an action, or commits, when it is read")
             return settle(asking(lambda: self._candidates(otel)))
         except Exception as error:  # noqa: BLE001 - code of the application; the request goes on
-            pass_on(error)
             warn("the actor of a request could not be found and is stored as unknown", error)
             return Finding(
                 {semconv.ACTOR_TYPE: "unknown", semconv.ACTOR_ERROR_TYPE: type(error).__qualname__}
@@ -303,7 +301,12 @@ class WebContext(RequestContext):
 
 
 def warn(what: str, error: BaseException) -> None:
-    """At most once a minute. No message of the error: it may quote what must not be in a log."""
+    """At most once a minute. No message of the error: it may quote what must not be in a log.
+
+    Raises:
+        BaseException: the error, if it is none of ours: see `interruptions.pass_on`.
+    """
+    pass_on(error)
     now = time.monotonic()
     if now - _Options.warned >= _WARN_EVERY:
         _Options.warned = now
