@@ -75,11 +75,12 @@ class _Runtime:
         self.pid = os.getpid()
         self.ended = 0
         self.warned = False
+        redactor = Redactor.configured(settings)
         self.pipeline: Pipeline | GlobalPipeline
         if settings.logger_provider == "global":
             self.pipeline = GlobalPipeline(__version__)
         else:
-            self.pipeline = _own_pipeline(settings, environ)
+            self.pipeline = _own_pipeline(settings, environ, redactor)
         self.captured = Captured()
         try:
             resolver = _resolver(settings)
@@ -90,7 +91,6 @@ class _Runtime:
         self.metrics = instruments()
         for lane in self.pipeline.lanes:
             lane.attempted = self.metrics.exported
-        redactor = Redactor.configured(settings)
         self.ways = _ways(self.delivery, settings)
         self.entrance = MeteredDelivery(self.ways[settings.delivery], self.metrics)
         self.capture = SQLAlchemyCapture(
@@ -333,7 +333,7 @@ def relay_journals(
     """
     resolved = _relay_settings(settings, "durable")
     deadline = time.monotonic() + timeout
-    pipeline = _own_pipeline(resolved, os.environ)
+    pipeline = _own_pipeline(resolved, os.environ, Redactor.configured(resolved))
     delivery = DurableDelivery(
         pipeline.lanes,
         pipeline.emit_to,
@@ -370,7 +370,7 @@ def relay_outbox(dsn: str, *, timeout: float, **settings: Any) -> Relayed:
     """
     resolved = _relay_settings(settings, "strict")
     deadline = time.monotonic() + timeout
-    pipeline = _own_pipeline(resolved, os.environ)
+    pipeline = _own_pipeline(resolved, os.environ, Redactor.configured(resolved))
     with TemporaryDirectory() as nothing:
         delivery = _strict(resolved, pipeline, (dsn,))(
             pipeline.lanes,
@@ -420,9 +420,9 @@ def _wanted(settings: Settings, environ: Mapping[str, str]) -> bool:
     return True
 
 
-def _own_pipeline(settings: Settings, environ: Mapping[str, str]) -> Pipeline:
+def _own_pipeline(settings: Settings, environ: Mapping[str, str], redactor: Redactor) -> Pipeline:
     pipeline = Pipeline(
-        _without_secrets(_resource(), Redactor.configured(settings)),
+        _without_secrets(_resource(), redactor),
         schedule_delay=settings.schedule_delay,
         batch_size=settings.max_export_batch_size,
         queue_size=settings.max_queue_size,
