@@ -44,6 +44,8 @@ from tests.oracle.models import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tests.oracle.conftest import World
 
 pytestmark = pytest.mark.oracle
@@ -71,6 +73,18 @@ def _add(*objects: Any) -> Any:
         session.commit()
 
     return work
+
+
+@contextlib.contextmanager
+def _listening(target: Any, hook: Callable[..., None], *names: str) -> Iterator[None]:
+    """The application has a hook on some mapper events."""
+    for name in names:
+        event.listen(target, name, hook)
+    try:
+        yield
+    finally:
+        for name in names:
+            event.remove(target, name, hook)
 
 
 def test_insert_update_delete_of_every_column_type(world: World) -> None:
@@ -743,11 +757,8 @@ def test_autocommit_and_a_hook_that_raises(world: World, name: str) -> None:
             session.flush()
         session.rollback()
 
-    event.listen(Seat, name, fail)
-    try:
+    with _listening(Seat, fail, name):
         world.run(work)
-    finally:
-        event.remove(Seat, name, fail)
     steps = ["after_insert", "after_update", "after_delete"].index(name) + 1
     assert world.oracle.check_concatenated(world.delivery) == 4 * steps
 
@@ -800,9 +811,7 @@ def test_update_hook_of_the_application(world: World) -> None:
     def stamp(mapper: Any, connection: Any, target: Account) -> None:
         target.note = f"hooked {target.number}"
 
-    event.listen(Account, "before_insert", stamp)
-    event.listen(Account, "before_update", stamp)
-    try:
+    with _listening(Account, stamp, "before_insert", "before_update"):
 
         def work(session: Session) -> None:
             account = _account("a")
@@ -813,9 +822,6 @@ def test_update_hook_of_the_application(world: World) -> None:
 
         world.run(work)
         assert world.check() == 2
-    finally:
-        event.remove(Account, "before_insert", stamp)
-        event.remove(Account, "before_update", stamp)
 
 
 def test_update_hook_that_sets_a_generated_column(world: World) -> None:
@@ -824,8 +830,7 @@ def test_update_hook_that_sets_a_generated_column(world: World) -> None:
     def count(mapper: Any, connection: Any, target: Manager) -> None:
         target.touched = func.abs(-77)  # type: ignore[assignment]
 
-    event.listen(Manager, "before_update", count)
-    try:
+    with _listening(Manager, count, "before_update"):
 
         def work(session: Session) -> None:
             manager = Manager(name="a", level=1)
@@ -836,8 +841,6 @@ def test_update_hook_that_sets_a_generated_column(world: World) -> None:
 
         world.run(work)
         assert world.check() == 2
-    finally:
-        event.remove(Manager, "before_update", count)
 
 
 @pytest.mark.parametrize("target", [Account, Mapper])
@@ -848,8 +851,7 @@ def test_update_hook_that_sets_an_expression(world: World, target: Any) -> None:
         target.number = Account.number + 1
         target.note = "always"
 
-    event.listen(target, "before_update", count)
-    try:
+    with _listening(target, count, "before_update"):
 
         def work(session: Session) -> None:
             account = _account("a", note="always")
@@ -865,8 +867,6 @@ def test_update_hook_that_sets_an_expression(world: World, target: Any) -> None:
 
         world.run(work)
         assert world.check() == 4
-    finally:
-        event.remove(target, "before_update", count)
 
 
 def test_delete_hook_that_deletes_by_itself(world: World) -> None:
@@ -875,9 +875,7 @@ def test_delete_hook_that_deletes_by_itself(world: World) -> None:
     def clean_up(mapper: Any, connection: Any, target: Seat) -> None:
         connection.execute(delete(Ledger).where(Ledger.id == target.number))
 
-    for name in ("before_delete", "after_delete"):
-        event.listen(Seat, name, clean_up)
-    try:
+    with _listening(Seat, clean_up, "before_delete", "after_delete"):
 
         def work(session: Session) -> None:
             seats = [Seat(row="A", number=number) for number in range(3)]
@@ -889,9 +887,6 @@ def test_delete_hook_that_deletes_by_itself(world: World) -> None:
 
         world.run(work)
         assert world.check() == 6
-    finally:
-        for name in ("before_delete", "after_delete"):
-            event.remove(Seat, name, clean_up)
 
 
 def test_shards(world: World) -> None:
@@ -1117,9 +1112,6 @@ def test_fetch_of_what_a_hook_is_about_to_set(fetching: World, value: Any) -> No
             account.note = "set"
         session.commit()
 
-    event.listen(Account, "before_update", stamp)
-    try:
+    with _listening(Account, stamp, "before_update"):
         fetching.run(work)
         assert fetching.check() == 4
-    finally:
-        event.remove(Account, "before_update", stamp)
