@@ -6,18 +6,8 @@ import sys
 from celery import Celery
 from celery.signals import worker_process_init
 from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Task(Base):
-    __tablename__ = "task"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
+from sqlalchemy.orm import Session
+from tasks import Base, Task
 
 broker = os.environ["BROKER"]
 app = Celery("fields", broker=broker)

@@ -18,22 +18,13 @@ from gevent.socket import wait_read, wait_write  # noqa: E402
 from greenlet import getcurrent, settrace  # noqa: E402
 from sqlalchemy import create_engine  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column  # noqa: E402
+from sqlalchemy.orm import Session  # noqa: E402
+from tasks import Task  # noqa: E402
 
 import otel_activity  # noqa: E402
 
 SEED = 20261128
 PATIENCE = 30.0
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Task(Base):
-    __tablename__ = "task"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
 
 
 def wait_for_psycopg2(connection, timeout=None):

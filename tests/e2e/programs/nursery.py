@@ -12,17 +12,8 @@ import threading
 import time
 
 from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Task(Base):
-    __tablename__ = "task"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
+from sqlalchemy.orm import Session
+from tasks import Base, Task
 
 
 def work() -> None:

@@ -5,18 +5,8 @@ import sys
 import time
 
 from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Task(Base):
-    __tablename__ = "task"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
+from sqlalchemy.orm import Session
+from tasks import Base, Task
 
 print("program runs", flush=True)
 engine = create_engine(os.environ["DATABASE_URL"])

@@ -14,23 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from tasks import Base, Task
 
 import otel_activity
 from otel_activity import delivery
 
 WHERE = str(Path(delivery.__file__).parent)
 AT_ONCE = 4
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Task(Base):
-    __tablename__ = "task"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
 
 
 reached: Callable[[str, int], None] | None = None

@@ -5,20 +5,10 @@ import os
 import sys
 
 from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
+from tasks import Base, Task
 
 import otel_activity
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Task(Base):
-    __tablename__ = "task"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
 
 engine = create_engine(os.environ["DATABASE_URL"])
 if __name__ != "__main__" and "import" in sys.argv:

@@ -5,18 +5,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sqlalchemy import create_engine, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Task(Base):
-    __tablename__ = "task"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
+from sqlalchemy.orm import Session
+from tasks import Base, Task
 
 engine = create_engine(os.environ["DATABASE_URL"])
 with engine.begin() as connection:
