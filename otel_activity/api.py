@@ -259,7 +259,8 @@ def flush_queue(timeout: float | None = None) -> bool:
         timeout: seconds; ``OTEL_ACTIVITY_SHUTDOWN_TIMEOUT`` by default.
 
     Returns:
-        Whether every exporter has confirmed every event. True when auditing is not active.
+        Whether every exporter has confirmed every event since the last call. What was lost meanwhile makes
+        one call False, however long before it that was. True when auditing is not active.
     """
     runtime = _runtime
     return True if runtime is None else runtime.flush(timeout)

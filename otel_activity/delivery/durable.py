@@ -798,7 +798,6 @@ class DurableDelivery(Feeder):
         self.lost_records += 1
         self.lost_events += held.count
         self.dropped += held.count
-        self._vanished += held.count
         self._lost(DAMAGED, held.count, first=held.sequence or None)
         line = "otel_activity: a unit of %d events can no longer be read from the journal %s; it is lost"
         path = held.source.journal.path if held.source is not None else ""
@@ -1045,9 +1044,8 @@ class DurableDelivery(Feeder):
 
     # --- the end -----------------------------------------------------------------------------
 
-    def flush(self, timeout: float, poke: Callable[[], None]) -> bool:
-        """As `Feeder.flush`; what dead processes left, and what is still undecided, counts as well."""
-        deadline = time.monotonic() + timeout
+    def _flush(self, deadline: float, poke: Callable[[], None]) -> bool:
+        """As `Feeder._flush`; what dead processes left, and what is still undecided, counts as well."""
         while not self._adopted.is_set() and not self._closed and time.monotonic() < deadline:
             self._hurry()
             self._adopted.wait(0.002)
@@ -1056,12 +1054,12 @@ class DurableDelivery(Feeder):
             poke()
             asked = self._docket.wait(deadline)
         more = self._more  # before each look at what was let in: the last of them may come behind that
-        done = super().flush(max(0.0, deadline - time.monotonic()), poke)
+        done = super()._flush(deadline, poke)
         while done and more and time.monotonic() < deadline:
             self._hurry()
             time.sleep(0.002)
             more = self._more
-            done = super().flush(max(0.0, deadline - time.monotonic()), poke)
+            done = super()._flush(deadline, poke)
         return done and asked and not more
 
     def _hurry(self) -> None:

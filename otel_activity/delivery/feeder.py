@@ -141,7 +141,7 @@ class Feeder:
     def _reset(self) -> None:
         """Empty, as in a new process."""
         self.released = self.dropped = self.undecided_units = 0
-        self._vanished = 0
+        self._losses_told = 0
         self._fed = 0
         self._said: dict[str, float] = {}
         self._aside: deque[Event] = deque()
@@ -367,7 +367,6 @@ class Feeder:
 
     def _lost_one(self, sequence: int | None = None) -> None:
         self.dropped += 1
-        self._vanished += 1
         self._lost(NOT_ENCODED, 1, first=sequence)
         line = f"internal error while encoding an event; it is lost ({self.dropped} dropped so far)"
         self._say("encode", logging.ERROR, line, exc_info=True)
@@ -378,18 +377,24 @@ class Feeder:
     # --- the end -----------------------------------------------------------------------------
 
     def flush(self, timeout: float, poke: Callable[[], None]) -> bool:
-        """Whether everything released until now was confirmed within `timeout` seconds.
+        """Whether everything released since the last flush was confirmed within `timeout` seconds.
 
-        What is released meanwhile is not waited for.
+        What is released meanwhile is not waited for. What was lost since the last flush makes this one false,
+        also if it was lost before the call: whoever asks is told of each loss once.
 
         Args:
             timeout: seconds.
             poke: asks the exporters to send what they have, without waiting.
         """
-        deadline = time.monotonic() + timeout
+        told = self._losses_told  # two threads that ask at the same time are both told
+        done = self._flush(time.monotonic() + timeout, poke)
+        self._losses_told = self._lost_so_far
+        return done and told == self._losses_told
+
+    def _flush(self, deadline: float, poke: Callable[[], None]) -> bool:
+        """Whether everything released until now has left the lanes, taken or lost."""
         owed = self._unsaid  # perhaps the feeding thread says it meanwhile
         entered = self._entered
-        lost = self._lost_after_release
         self._wake.set()
         self._wait_fed(entered, deadline)
         poke()
@@ -401,14 +406,13 @@ class Feeder:
             self._wait_fed(self._entered, deadline)
             poke()
             left = self._all_left(deadline, poke)
-        done = all(left) and lost == self._lost_after_release
         self._confirmed()
-        return done
+        return all(left)
 
     @property
-    def _lost_after_release(self) -> int:
-        """Events that were let in, and that some exporter will never have."""
-        return self._vanished + sum(lane.dropped for lane in self.lanes)
+    def _lost_so_far(self) -> int:
+        """Events that some exporter will never have."""
+        return self.dropped + sum(lane.dropped for lane in self.lanes)
 
     def _all_left(self, deadline: float, poke: Callable[[], None]) -> list[bool]:
         marks = [lane.entered for lane in self.lanes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -152,11 +151,10 @@ class StrictDelivery(DurableDelivery):
 
     # --- the end -----------------------------------------------------------------------------
 
-    def flush(self, timeout: float, poke: Callable[[], None]) -> bool:
-        """As `DurableDelivery.flush`; what is in the outboxes now counts as well."""
-        deadline = time.monotonic() + timeout
+    def _flush(self, deadline: float, poke: Callable[[], None]) -> bool:
+        """As `DurableDelivery._flush`; what is in the outboxes now counts as well."""
         drained = self._drain.flush(deadline)
-        return super().flush(max(0.0, deadline - time.monotonic()), poke) and drained
+        return super()._flush(deadline, poke) and drained
 
     def close(self, deadline: float) -> None:
         """As `DurableDelivery.close`; what is in the outbox then stays there."""
