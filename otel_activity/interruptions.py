@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -27,23 +27,25 @@ def pass_on(error: BaseException) -> None:
     Raises:
         BaseException: that exception.
     """
-    if threading.current_thread() is not threading.main_thread():
+    first = error.__traceback__
+    # The first frame is the one that caught it. Most errors have no other: an attribute that is not there, which
+    # some drivers are asked for before each statement. A handler would stand behind it.
+    trace = None if first is None else first.tb_next
+    if trace is None or threading.current_thread() is not threading.main_thread():
         return  # handlers run there alone
-    handlers = _handlers()
-    trace = error.__traceback__
+    found: set[CodeType] = set()
     while trace is not None:
-        if trace.tb_frame.f_code in handlers:
-            raise error
+        found.add(trace.tb_frame.f_code)
         trace = trace.tb_next
+    if any(_code(signal.getsignal(number)) in found for number in _SIGNALS):
+        raise error
 
 
-def _handlers() -> set[CodeType]:
-    """The code of all signal handlers that are written in Python."""
-    found = (_code(signal.getsignal(number)) for number in signal.valid_signals())
-    return {code for code in found if code is not None}
+_SIGNALS: Final = tuple(map(int, signal.valid_signals()))  # the call costs more than all the rest
 
 
 def _code(handler: Any) -> CodeType | None:
+    """The code of a signal handler that is written in Python."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     for place in (handler, type(handler).__call__ if callable(handler) else None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import signal
 import sqlite3
 from contextlib import suppress
 from decimal import Decimal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
 from otel_activity import semconv
@@ -304,3 +305,23 @@ def test_an_interrupted_value_is_not_taken_for_an_odd_one() -> None:
         where = interrupted(number, files, TimeLimit, work)
         places.add(where)
     assert len(places) > 15, places
+
+
+def test_no_statement_asks_for_the_signal_handlers(
+    world: World,
+    engine: Engine,
+    audited: Callable[[Delivery], Bracket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A driver that has not what another has raises errors all day: that is no reason to look for a handler."""
+    _, way = delivery_for(world, "best_effort", world.road(capacity=10_000))
+    audited(way)
+    asked: list[int] = []
+    original = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda number: asked.append(number) or original(number))
+    with Session(engine) as session:
+        session.add(Account(name="a"))
+        session.flush()
+        session.scalars(select(Account.name)).all()
+        session.commit()
+    assert asked == []
