@@ -28,8 +28,8 @@ def pass_on(error: BaseException) -> None:
         BaseException: that exception.
     """
     first = error.__traceback__
-    # The first frame is the one that caught it. Most errors have no other: an attribute that is not there, which
-    # some drivers are asked for before each statement. A handler would stand behind it.
+    # The first frame is the one that caught it. Most errors have no other: an attribute that is not there,
+    # which some drivers are asked for before each statement. A handler would stand behind it.
     trace = None if first is None else first.tb_next
     if trace is None or threading.current_thread() is not threading.main_thread():
         return  # handlers run there alone

@@ -313,7 +313,7 @@ def test_no_statement_asks_for_the_signal_handlers(
     audited: Callable[[Delivery], Bracket],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A driver that has not what another has raises errors all day: that is no reason to look for a handler."""
+    """A driver that has not what another has raises all day: that is no reason to look for a handler."""
     _, way = delivery_for(world, "best_effort", world.road(capacity=10_000))
     audited(way)
     asked: list[int] = []
