@@ -196,10 +196,22 @@ def unbind(token: Token[RequestContext | None]) -> None:
         _current.reset(token)
 
 
-_asking: ContextVar[bool] = ContextVar("otel_activity_reading_user", default=False)
+class _Reading:
+    """A look at the application's own objects."""
 
-is_asking = _asking.get
-"""Whether the application's own objects are being read, within its COMMIT, to find out who acts."""
+    __slots__ = ("over",)
+
+    def __init__(self) -> None:
+        self.over = False
+
+
+_asking: ContextVar[_Reading | None] = ContextVar("otel_activity_reading_user", default=None)
+
+
+def is_asking() -> bool:
+    """Whether the application's own objects are being read, within its COMMIT, to find out who acts."""
+    reading = _asking.get()
+    return reading is not None and not reading.over
 
 
 class NotLoaded(RuntimeError):
@@ -208,10 +220,12 @@ class NotLoaded(RuntimeError):
 
 def asking(read: Callable[[], _T]) -> _T:
     """Read the application's own objects: nothing that they do may wait for a connection."""
-    token = _asking.set(True)
+    reading = _Reading()
+    token = _asking.set(reading)
     try:
         return read()
     finally:
+        reading.over = True  # a task that they started has a copy of the variable
         _asking.reset(token)
 
 

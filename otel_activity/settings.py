@@ -568,15 +568,28 @@ def _argument(name: str, value: Any) -> Any:
             "no such setting",
             f"{parsers.did_you_mean(name, tuple(_BY_NAME))}see otel_activity.Settings",
         )
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (list, tuple, set, frozenset)) and not _is_sqlalchemys_url(value):
         words = value if isinstance(value, (list, tuple)) else sorted(map(str, value))
         return _parse(spec, name, ",".join(map(str, words)))
     if isinstance(value, bool):
         return _parse(spec, name, "true" if value else "false")
-    if not isinstance(value, (str, int, float, os.PathLike)):
+    if not _has_text(value):
         # Its repr would be read as a word: a table of that name there is none, and nothing would be audited.
         raise ConfigurationError(name, "...", f"a {type(value).__name__}", "use a text, a number or a list")
     return _parse(spec, name, str(value))
+
+
+def _has_text(value: Any) -> bool:
+    """Whether an object says itself what it is as a text: a URL of pydantic's does, a dict does not."""
+    kind: Any = type(value)
+    if issubclass(kind, (bytes, bytearray)) or _is_sqlalchemys_url(value):
+        return False
+    return kind.__str__ is not object.__str__ or issubclass(kind, (int, float, os.PathLike))
+
+
+def _is_sqlalchemys_url(value: Any) -> bool:
+    """Such a URL is a tuple, whose parts would be shown as words; as a text it has stars for its password."""
+    return hasattr(type(value), "render_as_string")
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from otel_activity.errors import ConfigurationError
 from otel_activity.masking import mask_dsn
@@ -311,6 +313,19 @@ def test_an_argument_that_is_no_text_is_refused(value: object) -> None:
     """Read by its repr it would name a table that there is not, and nothing would be audited."""
     with pytest.raises(ConfigurationError, match=r"include='\.\.\.': a .*; use a text, a number or a list"):
         Settings.from_env({}, include=value)
+
+
+def test_an_object_that_has_a_text_is_an_argument() -> None:
+    """Other settings of the application may hold it as a URL; SQLAlchemy's shows stars for its password."""
+
+    class Url:
+        def __str__(self) -> str:
+            return "postgresql://audit:s3cret@db/app"
+
+    assert Settings.from_env({}, postgres_dsn=Url()).postgres_dsn == "postgresql://audit:s3cret@db/app"
+    assert Settings.from_env({}, trusted_proxies=ip_network("10.0.0.0/8")).trusted_proxies == ("10.0.0.0/8",)
+    with pytest.raises(ConfigurationError, match="a URL; use a text"):
+        Settings.from_env({}, postgres_dsn=make_url("postgresql://audit:s3cret@db/app"))
 
 
 @pytest.mark.parametrize("service", ["OTEL_ACTIVITY", "OTEL_ACTIVITY_RECEIVER", "OTEL_ACTIVITY_SERVICE"])

@@ -318,7 +318,12 @@ def test_no_statement_asks_for_the_signal_handlers(
     audited(way)
     asked: list[int] = []
     original = signal.getsignal
-    monkeypatch.setattr(signal, "getsignal", lambda number: asked.append(number) or original(number))
+
+    def getsignal(number: int) -> Any:
+        asked.append(number)
+        return original(number)
+
+    monkeypatch.setattr(signal, "getsignal", getsignal)
     with Session(engine) as session:
         session.add(Account(name="a"))
         session.flush()

@@ -265,6 +265,32 @@ def test_a_user_whose_row_is_expired_takes_no_connection(recorder: Recorder, eng
     assert loaded[semconv.USER_ID] == "7"
 
 
+def test_a_task_that_a_user_object_starts_may_take_a_connection(recorder: Recorder, engine: Engine) -> None:
+    """It has a copy of all context variables, and goes on when its user has long been read."""
+    started: list[asyncio.Task[None]] = []
+
+    class Refreshing:
+        @property
+        def identity(self) -> str:
+            started.append(asyncio.create_task(refresh()))
+            return "ada"
+
+    async def refresh() -> None:
+        save(engine, "refreshed")
+
+    app = FastAPI()
+
+    @app.post("/tasks")
+    async def create(request: Request) -> None:
+        request.state.user = Refreshing()
+        save(engine)
+        request.state.user = "ada"
+        await started[0]
+
+    assert post(app, "/tasks") == 200
+    assert [found.attributes.get(semconv.USER_ID) for found in recorder.of("Task")] == ["ada", "ada"]
+
+
 def test_a_session_across_requests_keeps_each_ones_actor(recorder: Recorder, engine: Engine) -> None:
     """A change flushed in one request and committed in another is the first one's."""
     from sqlalchemy.orm import Session
