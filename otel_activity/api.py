@@ -104,8 +104,8 @@ class _Runtime:
             proofs=_proofs(self.delivery, settings, resolver),
             classes=Classes(settings.delivery, settings.delivery_rules, self.route),
         )
-        self.web = WebHooks(settings, self.flush, self.capture.actions, redactor.scrub_attributes)
-        self.signals = _TermHandler(self.delivery.leave, self.flush, self.abandon)
+        self.web = WebHooks(settings, self.drain, self.capture.actions, redactor.scrub_attributes)
+        self.signals = _TermHandler(self.delivery.leave, self.drain, self.abandon)
 
     def start(self) -> None:
         for problem in check():
@@ -133,15 +133,23 @@ class _Runtime:
             )
 
     def flush(self, timeout: float | None = None) -> bool:
+        return self._flushed(self.delivery.flush, timeout)
+
+    def drain(self) -> None:
+        """Flush because the process ends, or part of it. Nobody asked, so nobody is told what was lost."""
+        self._flushed(self.delivery.drain, None)
+
+    def _flushed(self, flush: Callable[[float, Callable[[], None]], bool], timeout: float | None) -> bool:
         limit = self.settings.shutdown_timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
-        return self.delivery.flush(limit, self.pipeline.poke) and self.pipeline.settle(deadline)
+        done = flush(limit, self.pipeline.poke)
+        return self.pipeline.settle(deadline) and done  # a loss is no reason not to wait for the others
 
     def flush_worker(self) -> None:
         """At the end of a worker; once, however many finalizers there are."""
         if self.ended != os.getpid():
             self.ended = os.getpid()
-            self.flush()
+            self.drain()
 
     def abandon(self) -> None:
         """The process ends at once: count and log what is left."""
@@ -164,7 +172,8 @@ class _Runtime:
         self._say_misspelt()
         self.delivery.close(deadline)
         left = self.pipeline.shutdown(deadline)
-        return self.delivery.finish() and left == 0
+        done = self.delivery.finish() and left == 0
+        return not self.delivery.losses_untold() and done
 
     def _say_misspelt(self) -> None:
         """Now, because until now a model of that name could still have been imported."""
@@ -273,7 +282,7 @@ def shutdown(timeout: float | None = None) -> bool:
         timeout: seconds; ``OTEL_ACTIVITY_SHUTDOWN_TIMEOUT`` by default.
 
     Returns:
-        Whether everything was delivered. What was not is counted and logged.
+        Whether everything since the last `flush_queue` was delivered. What was not is counted and logged.
     """
     return _stop(timeout)
 
@@ -310,12 +319,14 @@ class Relayed(NamedTuple):
         lost_records: of damaged journals.
         left: whether something is left.
         kept: transactions that are left for exporters which dead processes had, and this one has not.
+        lost: events that an exporter will never have; each of them once for each such exporter.
     """
 
     events: int
     lost_records: int
     left: bool
     kept: int = 0
+    lost: int = 0
 
 
 def relay_journals(
@@ -347,12 +358,12 @@ def relay_journals(
         gaps=GapLog(),
     )
     delivery.start()
-    done = delivery.flush(timeout, pipeline.poke)
+    done = delivery.drain(timeout, pipeline.poke)
     delivery.close(deadline)
     pipeline.shutdown(deadline)
     kept = delivery.metrics()["journal"]["kept"]
     left = not (delivery.finish() and done) or kept > 0
-    return Relayed(delivery.adopted, delivery.lost_records, left, kept)
+    return Relayed(delivery.adopted, delivery.lost_records, left, kept, delivery.metrics()["dropped"])
 
 
 def relay_outbox(dsn: str, *, timeout: float, **settings: Any) -> Relayed:
@@ -383,11 +394,12 @@ def relay_outbox(dsn: str, *, timeout: float, **settings: Any) -> Relayed:
             gaps=GapLog(),
         )
         delivery.start()
-        done = delivery.flush(timeout, pipeline.poke)
+        done = delivery.drain(timeout, pipeline.poke)
         delivery.close(deadline)
         pipeline.shutdown(deadline)
         left = not (delivery.finish() and done)
-    return Relayed(delivery.metrics()["outbox"]["drained"], 0, left)
+    metrics = delivery.metrics()
+    return Relayed(metrics["outbox"]["drained"], 0, left, lost=metrics["dropped"])
 
 
 def _relay_settings(settings: Mapping[str, Any], delivery: str) -> Settings:

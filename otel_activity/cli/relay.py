@@ -62,7 +62,7 @@ def relay(
 
     They go where the OTEL_ACTIVITY_... variables say, as the service's own would. Journals that a living
     process holds are left alone; an outbox may have any number of relays at the same time. The exit status
-    is 1 if something is left.
+    is 1 if something is left, or is lost because its receiver will never take it.
     """
     from otel_activity.api import relay_journals, relay_outbox
 
@@ -76,10 +76,10 @@ def relay(
         raise click.UsageError("say what to deliver: either --journal DIR or --outbox DSN")
     if as_json:
         shown = {"events": found.events, "lost_records": found.lost_records}
-        say(json_line({**shown, "left": found.left, "kept": found.kept}))
+        say(json_line({**shown, "left": found.left, "kept": found.kept, "lost": found.lost}))
     else:
         _write(found, "in the journals" if outbox is None else "in the outbox")
-    if found.left:
+    if found.left or found.lost:
         ctx.exit(EXIT_FAILED)
 
 
@@ -87,6 +87,8 @@ def _write(found: Relayed, place: str) -> None:
     events = many(found.events, "event")
     if found.left:
         say(f"{events} found, not all delivered: something is left {place}; the lines above say why")
+    elif found.lost:
+        say(f"{events} found; {many(found.lost, 'event')} lost: the lines above say why")
     else:
         say(f"{events} found, all delivered")
     if found.kept:

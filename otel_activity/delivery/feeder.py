@@ -387,9 +387,25 @@ class Feeder:
             poke: asks the exporters to send what they have, without waiting.
         """
         told = self._losses_told  # two threads that ask at the same time are both told
-        done = self._flush(time.monotonic() + timeout, poke)
+        done = self.drain(timeout, poke)
         self._losses_told = self._lost_so_far
         return done and told == self._losses_told
+
+    def drain(self, timeout: float, poke: Callable[[], None]) -> bool:
+        """As `flush`, for a caller who passes on to nobody what was lost: the next flush tells of it still.
+
+        Whether everything released until now has left, taken or lost.
+
+        Args:
+            timeout: seconds.
+            poke: asks the exporters to send what they have, without waiting.
+        """
+        return self._flush(time.monotonic() + timeout, poke)
+
+    def losses_untold(self) -> bool:
+        """Whether events were lost since the last flush; now that is told."""
+        told, self._losses_told = self._losses_told, self._lost_so_far
+        return told != self._losses_told
 
     def _flush(self, deadline: float, poke: Callable[[], None]) -> bool:
         """Whether everything released until now has left the lanes, taken or lost."""

@@ -15,6 +15,8 @@ import pytest
 from otel_activity import __version__, semconv
 from otel_activity.events import ResourceInfo
 from tests.cli.support import clean_environment, json_lines, run, start
+from tests.delivery.test_scarce import dead_journals
+from tests.otlp_sink import serving
 from tests.store.support import BOARD, MINUTE, make_event, now, store
 
 if TYPE_CHECKING:
@@ -503,6 +505,30 @@ def test_a_relay_without_an_outbox_names_the_command_that_makes_it(
     assert result.stdout.startswith("0 events found, not all delivered")
     assert "there is no activity.outbox" in caplog.text
     assert "schema apply --outbox DSN" in caplog.text
+
+
+def test_a_relay_says_what_was_lost_and_that_nothing_is_left(tmp_path: Path) -> None:
+    """What a receiver will never take is no reason to run the relay again, and not delivered either."""
+    dead_journals(tmp_path / "shop", 3)
+    with serving("http/protobuf") as (endpoint, protocol, sink):
+        sink.never = frozenset(["1"])
+        settings = {
+            "OTEL_ACTIVITY_EXPORTERS": "otlp",
+            "OTEL_ACTIVITY_OTLP_ENDPOINT": endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        }
+        relay = ("relay", "--journal", str(tmp_path), "--without", "road")
+        result = run(*relay, "--json", **settings)
+        assert result.exit_code == 1
+        assert json_lines(result.stdout) == [
+            {"events": 3, "lost_records": 0, "left": False, "kept": 0, "lost": 1}
+        ]
+        dead_journals(tmp_path / "shop", 2)
+        result = run(*relay, **settings)
+        assert result.exit_code == 1
+        assert result.stdout == "2 events found; 1 event lost: the lines above say why\n"
+        result = run(*relay, **settings)
+        assert (result.exit_code, result.stdout) == (0, "0 events found, all delivered\n")
 
 
 def test_schema_apply_then_status(postgres_dsn: str) -> None:

@@ -125,7 +125,7 @@ def bracket(delivery: DurableDelivery, made: Unit) -> Unit:
     return made
 
 
-def flush(delivery: DurableDelivery, timeout: float = 10.0) -> bool:
+def flush(delivery: DurableDelivery, timeout: float = 60.0) -> bool:
     return delivery.flush(timeout, poke=lambda: None)
 
 

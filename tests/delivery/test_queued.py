@@ -96,7 +96,7 @@ def unit(*numbers: int, kind: type[Note] = Note) -> Unit:
     return made
 
 
-def flush(delivery: QueuedDelivery, timeout: float = 10.0) -> bool:
+def flush(delivery: QueuedDelivery, timeout: float = 60.0) -> bool:
     return delivery.flush(timeout, poke=lambda: None)
 
 
@@ -160,6 +160,24 @@ def test_what_exceeds_the_bound_is_dropped_counted_and_logged(caplog: pytest.Log
     assert [event.id for event in road.taken] == ["0", "1", "2", "3", "4"]
     assert delivery.metrics()["dropped"] == 7
     assert flush(delivery)  # once
+    road.close()
+
+
+def test_whoever_asks_is_told_of_what_was_lost_also_after_a_drain() -> None:
+    """Waiting for the exporters on nobody's behalf, as a server's end does, keeps no loss from who asks."""
+    road = Road()
+    delivery = QueuedDelivery([road.lane], road.emit, capacity=1000)
+    delivery.committed(unit(1, kind=Broken))
+    delivery.committed(unit(2))
+    assert delivery.drain(60.0, poke=lambda: None)
+    assert not flush(delivery)
+    assert flush(delivery)
+    delivery.committed(unit(3, kind=Broken))
+    assert delivery.drain(60.0, poke=lambda: None)
+    assert delivery.losses_untold()
+    assert not delivery.losses_untold()
+    assert flush(delivery)
+    assert [event.id for event in road.taken] == ["2"]
     road.close()
 
 

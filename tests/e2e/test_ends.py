@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
-from tests.e2e.support import NOTHING, World, relay, unexplained
+from tests.e2e.support import NOTHING, PROGRAMS, World, relay, unexplained
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,3 +20,17 @@ def test_threads_that_commit_until_the_very_end_lose_nothing(durable: World, tmp
         process.communicate(timeout=60)
     relay(durable, tmp_path / "journal")
     assert unexplained(durable) == NOTHING
+
+
+def test_a_loss_of_before_does_not_cost_the_last_events_of_the_applications_provider(world: World) -> None:
+    """SIGTERM waits for the provider whatever was lost earlier; who asks later hears of the loss still."""
+    environment = world.environment(OTEL_ACTIVITY_LOGGER_PROVIDER="global", OTEL_ACTIVITY_POSTGRES_DSN="")
+    done = subprocess.run(
+        [sys.executable, str(PROGRAMS / "last_batch.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout.splitlines() == ["events were lost", "exported: the last one"]
