@@ -7,6 +7,8 @@ are there, and their order is the order of the statements.
 from __future__ import annotations
 
 import enum
+from itertools import compress
+from operator import ne
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
@@ -191,7 +193,7 @@ class MapperHooks:
             ]
         if plan.at_once:
             _encode_at_once(plan, values)
-        change = Row(plan, CREATED, tuple([get(key) for key in plan.pk]), values)
+        change = Row(plan, CREATED, tuple(map(get, plan.pk)), values)
         transaction.add_insert(change)
         if transaction.autocommit:
             self._reported(transaction, "insert", state)
@@ -220,16 +222,34 @@ class MapperHooks:
         statement changed by itself (version counters, ``onupdate``, SQL expressions)."""
         dict_ = state.dict
         committed = state.committed_state
-        # Columns whose values may be taken as they are.
+        plain = plan.plain_names
+        # Nearly every row there is: values that may be taken as they are, without a step for each.
+        if not held and plain.keys() >= committed.keys() and dict_.keys() >= committed.keys():
+            olds = committed.values()
+            news = list(map(dict_.__getitem__, committed))
+            if ATOMIC.issuperset(map(type, olds)) and ATOMIC.issuperset(map(type, news)):
+                names = list(map(plain.__getitem__, committed))
+                if not all(map(ne, news, olds)):
+                    changed = list(map(ne, news, olds))
+                    names, olds, news = (list(compress(each, changed)) for each in (names, olds, news))
+                if not names:
+                    return None
+                before, after = dict(zip(names, olds, strict=True)), dict(zip(names, news, strict=True))
+                return Change(plan, UPDATED, tuple(map(dict_.get, plan.pk)), before, after, partial=False)
+        return self._compared(plan, state, held)
+
+    def _compared(self, plan: Plan, state: Any, held: dict[str, Any]) -> Change | None:
+        """As `_updated`, for any values."""
+        dict_ = state.dict
         plain = {} if held else plan.plain_names
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
         partial = False
         written: list[Any] = []
-        for key, old in committed.items():
+        for key, old in state.committed_state.items():
             new = dict_.get(key, MISSING)
             if key in plain and type(old) in ATOMIC and type(new) in ATOMIC:
-                if new != old:  # what `record` would do, for nearly every column there is
+                if new != old:  # what `record` would do
                     name = plain[key]
                     before[name], after[name] = old, new
                 continue
@@ -256,9 +276,7 @@ class MapperHooks:
         if not before:
             # The hook is called for objects without a net change, too.
             return None
-        return Change(
-            plan, UPDATED, tuple([dict_.get(key) for key in plan.pk]), before, after, partial=partial
-        )
+        return Change(plan, UPDATED, tuple(map(dict_.get, plan.pk)), before, after, partial=partial)
 
     def _row_switch(self, plan: Plan, state: Any, held: dict[str, Any]) -> Change | None:
         dict_ = state.dict
@@ -278,9 +296,7 @@ class MapperHooks:
             partial |= record(column, old, new, before, after)
         if not before:
             return None
-        return Change(
-            plan, UPDATED, tuple([dict_.get(key) for key in plan.pk]), before, after, partial=partial
-        )
+        return Change(plan, UPDATED, tuple(map(dict_.get, plan.pk)), before, after, partial=partial)
 
     def _after_delete(self, plan: Plan, transaction: Transaction, connection: Any, state: Any) -> None:
         held = transaction.held.pop(state, None) or {}
@@ -291,9 +307,10 @@ class MapperHooks:
             return
         values = list(map(state.dict.get, plan.keys, plan.unknown))
         # What was changed and not flushed is not what the row held.
-        for known in (state.committed_state, held):
-            if known:
-                values = list(map(known.get, plan.keys, values))
+        if known := state.committed_state:
+            values = list(map(known.get, plan.keys, values))
+        if held:
+            values = list(map(held.get, plan.keys, values))
         for column in plan.generated:
             index = plan.keys.index(column.key)
             values[index] = self._bracket.mistaken.true(state, column.key, values[index])
