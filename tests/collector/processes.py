@@ -256,9 +256,10 @@ class Prometheus(Program):
         assert len(found) <= 1, f"{expression} yields {len(found)} series"
         return float(found[0]["value"][1]) if found else 0.0
 
-    def query(self, expression: str) -> list[Any]:
-        """All series that an expression yields now."""
-        found: list[Any] = self._ask("query", query=expression)["result"]
+    def query(self, expression: str, at: float | None = None) -> list[Any]:
+        """All series that an expression yields now, or did at a time in seconds since the epoch."""
+        when = {} if at is None else {"time": str(at)}
+        found: list[Any] = self._ask("query", query=expression, **when)["result"]
         return found
 
     def exemplars(self, expression: str) -> list[Any]:
