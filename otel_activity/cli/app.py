@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "relay": ("otel_activity.cli.relay:relay", "Deliver what dead processes left in journals or an outbox."),
     "search": ("otel_activity.cli.search:search", "Find events, newest first."),
     "history": ("otel_activity.cli.history:history", "Show what happened to one entity."),
+    "export": ("otel_activity.cli.export:export", "Write every event that matches, for a file."),
     "receive": ("otel_activity.cli.receive:receive", "Receive events as OTLP, and store them."),
     "tail": ("otel_activity.cli.tail:tail", "Show the newest events and follow new ones."),
 }

@@ -30,6 +30,7 @@ DEFAULT_RANGE: Final = timedelta(days=1)
 @click.option("--settings", "only_settings", is_flag=True, help="Print every setting instead of checking.")
 @click.option("--gaps", is_flag=True, help="Look for what is missing in the store instead.")
 @click.option("--since", type=WHEN, help="With --gaps: from this time on. [default: 1d]")
+@click.option("--until", type=WHEN, help="With --gaps: before this time. [default: now]")
 @click.option(
     "--grace",
     type=click.FloatRange(0, 86_400),
@@ -47,6 +48,7 @@ def doctor(
     only_settings: bool,
     gaps: bool,
     since: datetime | None,
+    until: datetime | None,
     grace: float,
     as_json: bool,
 ) -> None:
@@ -60,11 +62,15 @@ def doctor(
 
         since = since or datetime.now(UTC) - DEFAULT_RANGE
         wait = timedelta(seconds=grace)
-        complete = report_gaps(require_dsn(dsn), schema, since=since, grace=wait, as_json=as_json)
+        complete = report_gaps(
+            require_dsn(dsn), schema, since=since, until=until, grace=wait, as_json=as_json
+        )
         _note_left_behind()
         if not complete:
             ctx.exit(EXIT_FAILED)
         return
+    if since or until:
+        raise click.UsageError("--since and --until say where to look for gaps; add --gaps")
     if only_settings:
         _write_settings(as_json)
         return

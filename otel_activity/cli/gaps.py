@@ -15,29 +15,32 @@ if TYPE_CHECKING:
 __all__ = ["report_gaps"]
 
 
-def report_gaps(dsn: str, schema: str, *, since: datetime, grace: timedelta, as_json: bool) -> bool:
+def report_gaps(
+    dsn: str, schema: str, *, since: datetime, until: datetime | None, grace: timedelta, as_json: bool
+) -> bool:
     """Write what is missing; whether all of it is explained.
 
     Raises:
         ActivityError: the store cannot be asked.
     """
-    examined = examine(dsn, schema, since=since, grace=grace)
+    examined = examine(dsn, schema, since=since, until=until, grace=grace)
     for finding in examined.findings:
         say(json_line(_as_json(finding)) if as_json else _line(finding))
     open_ones = sum(finding.explanation is None for finding in examined.findings)
     if not as_json:
-        _sum_up(examined, since, open_ones)
+        span = f"since {_moment(since)}" + (f" until {_moment(until)}" if until else "")
+        _sum_up(examined, span, open_ones)
     return open_ones == 0
 
 
-def _sum_up(examined: Examined, since: datetime, open_ones: int) -> None:
+def _sum_up(examined: Examined, span: str, open_ones: int) -> None:
     """Nothing found is an answer only together with what was looked at, and what could not show there."""
     if not examined.streams:
-        note(f"since {_moment(since)}: no events, so nothing to judge")
+        note(f"{span}: no events, so nothing to judge")
         return
     looked_at = f"{many(examined.events, 'event')} of {many(examined.streams, 'stream')}"
     found = f"{many(len(examined.findings), 'gap')} found, {open_ones} of them unexplained"
-    note(f"since {_moment(since)}: {looked_at}; {found}")
+    note(f"{span}: {looked_at}; {found}")
     if examined.silent:
         note(
             f"{examined.silent} of the streams without beats: a lost end of theirs would not show; "

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from otel_activity import semconv
-from otel_activity.errors import StoreRefused
+from otel_activity.errors import ConfigurationError, StoreRefused
 from otel_activity.store.connection import Reader, Row, StoreAddress
 from otel_activity.store.queries import statement
 
@@ -226,35 +226,55 @@ def _unfinished(said: dict[str, Any]) -> str:
 
 
 def find_gaps(
-    dsn: str, schema: str, *, since: datetime, grace: timedelta = timedelta(minutes=1)
+    dsn: str,
+    schema: str,
+    *,
+    since: datetime,
+    until: datetime | None = None,
+    grace: timedelta = timedelta(minutes=1),
 ) -> list[Finding]:
     """The findings of `examine`."""
-    return examine(dsn, schema, since=since, grace=grace).findings
+    return examine(dsn, schema, since=since, until=until, grace=grace).findings
 
 
-def examine(dsn: str, schema: str, *, since: datetime, grace: timedelta = timedelta(minutes=1)) -> Examined:
-    """Look for what is missing since a time.
+def examine(
+    dsn: str,
+    schema: str,
+    *,
+    since: datetime,
+    until: datetime | None = None,
+    grace: timedelta = timedelta(minutes=1),
+) -> Examined:
+    """Look for what is missing since a time, or between two.
 
     Args:
         dsn: the store.
         schema: schema of its tables.
         since: earliest time, with a time zone.
+        until: what may have happened before this time is judged, by all that was stored since, also later:
+            that may close a stream, or explain a hole. None: now.
         grace: what is younger may be on its way still, and is not judged.
 
     Raises:
-        ConfigurationError: the connection string or the schema's name is wrong in itself.
+        ConfigurationError: the connection string or the schema's name is wrong in itself, or the times are.
         StoreUnavailable, StoreRefused: the store cannot be reached, or refuses.
     """
+    if until is not None and until <= since:
+        raise ConfigurationError(
+            "until", until.isoformat(), "not after since", f"use a time after {since.isoformat()}"
+        )
     reader = Reader(StoreAddress(dsn, schema))
     try:
-        search = _Search(reader, schema, since, grace)
+        search = _Search(reader, schema, since, until, grace)
         return search.examined()
     finally:
         reader.close()
 
 
 class _Search:
-    def __init__(self, reader: Reader, schema: str, since: datetime, grace: timedelta) -> None:
+    def __init__(
+        self, reader: Reader, schema: str, since: datetime, until: datetime | None, grace: timedelta
+    ) -> None:
         self._reader = reader
         self._schema = schema
         self._since = since
@@ -264,16 +284,18 @@ class _Search:
         self._grace = grace
         self._back = since - LOOKBACK
         self._until = self._now + AHEAD
+        self._end = self._until if until is None else until
 
     def _ask(self, name: str, **parameters: Any) -> list[Row]:
         query = statement(name, self._schema)
         return self._reader.run(lambda cursor: cursor.execute(query, parameters or None).fetchall())
 
     def examined(self) -> Examined:
-        streams = self._ask("gap_streams", since=self._since, until=self._until)
+        streams = self._ask("gap_streams", since=self._since, until=self._until, end=self._end)
         findings = sorted(self._findings(streams), key=lambda found: found.begin)
-        events = sum(row["events"] for row in streams)
-        return Examined(findings, events, len(streams), sum(not row["heartbeat"] for row in streams))
+        within = [row for row in streams if row["within"]]
+        events = sum(row["within"] for row in within)
+        return Examined(findings, events, len(within), sum(not row["heartbeat"] for row in within))
 
     def _findings(self, streams: Sequence[Row]) -> Iterator[Finding]:
         since = self._since
@@ -281,19 +303,21 @@ class _Search:
         explained = _Explanations(self._ask("gap_records", since=since - SAID, until=self._until))
         yield from self._losses(explained)
         yield from self._holes(streams, services, explained)
-        tails = list(self._tails(streams, explained))
+        tails = [tail for tail in self._tails(streams, explained) if tail.begin < self._end]
         yield from tails
         yield from self._unaudited(tails, streams)
 
     def _losses(self, explained: _Explanations) -> Iterator[Finding]:
         for row, begin, end, count in explained.losses:
-            if end < self._since:
+            if end < self._since or begin >= self._end:
                 continue
             said = row["attributes"]
             lane = f", for {said[semconv.GAP_EXPORTER]}" if semconv.GAP_EXPORTER in said else ""
             text = f"gap record: {said[semconv.GAP_REASON]}{lane}{_unfinished(said)}"
             yield Finding(Kind.LOSS, row["service"], row["stream"], begin, end, count=count, explanation=text)
         for row in explained.unreadable:
+            if row["time"] >= self._end:
+                continue
             yield Finding(Kind.LOSS, row["service"], row["stream"], row["time"], row["time"])
 
     # --- holes ------------------------------------------------------------------------------------
@@ -337,7 +361,10 @@ class _Search:
     def _judged(self, hole: Row) -> bool:
         if not self._since <= hole["seen"] <= self._now - self._grace:
             return False
-        return hole["first"] > 1 or self._whole(hole["stream"])
+        if hole["before"] is not None:
+            return bool(hole["before"] < self._end)
+        began = _began(hole["stream"])
+        return began is not None and began < self._end and self._whole(hole["stream"])
 
     def _explain_by_quarantine(self, explained: _Explanations) -> None:
         since = (self._back - _EPOCH) // timedelta(microseconds=1) * 1000

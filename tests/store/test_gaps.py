@@ -197,6 +197,76 @@ def test_what_is_young_may_be_on_its_way(store_dsn: str) -> None:
     assert [line["first"] for line in json_lines(result.stdout)] == [3]
 
 
+def moment_of(stream: Stream, place: float) -> datetime:
+    """When a stream released a place, or between two."""
+    return datetime.fromtimestamp((stream.began + place * MINUTE) / 1e9, UTC)
+
+
+def test_between_two_times_only_what_may_have_happened_there_is_missing(store_dsn: str) -> None:
+    """A hole across the end of the range counts; one behind it, and events behind it, do not."""
+    stream = Stream()
+    store(store_dsn, stream.events([1, 2, 3, 5, 6, *range(9, 13), 20, 21]))
+    since = moment_of(stream, 0)
+
+    def missing(until: float) -> list[tuple[int | None, int | None]]:
+        findings = find_gaps(store_dsn, "activity", since=since, until=moment_of(stream, until))
+        return [(one.first, one.last) for one in findings]
+
+    assert missing(2.5) == []
+    assert missing(3.5) == [(4, 4)]
+    assert missing(7) == [(4, 4), (7, 8)]
+    assert missing(12) == [(4, 4), (7, 8)]
+    assert missing(12.5) == [(4, 4), (7, 8), (13, 19)]
+    examined = examine(store_dsn, "activity", since=since, until=moment_of(stream, 5.5))
+    assert (examined.events, examined.streams) == (4, 1)
+    examined = examine(store_dsn, "activity", since=since, until=moment_of(stream, 0.5))
+    assert (examined.events, examined.streams, examined.findings) == (0, 0, [])
+
+
+def test_the_head_of_a_stream_that_began_after_the_range_is_none_of_it(store_dsn: str) -> None:
+    """What a later stream lacks at its beginning happened later."""
+    early, late = Stream(now() - 4 * HOUR), Stream()
+    store(store_dsn, [*early.events([1, 2]), *late.events([3, 4])])
+    since = moment_of(early, 0)
+    assert len(find_gaps(store_dsn, "activity", since=since)) == 1
+    assert find_gaps(store_dsn, "activity", since=since, until=moment_of(late, -1)) == []
+    assert len(find_gaps(store_dsn, "activity", since=since, until=moment_of(late, 1))) == 1
+
+
+def test_what_explains_a_hole_of_the_range_may_be_stored_after_it(store_dsn: str) -> None:
+    """A stream that was closed later has no lost tail; a gap record that came later counts."""
+    stream = Stream()
+    opened, beat = stream.record(semconv.STREAM_OPENED, 1), stream.record(semconv.STREAM_BEAT, 4)
+    store(store_dsn, [opened, beat, gap(stream, 30, "queue full", 2, [2, 3])])
+    since, until = moment_of(stream, 0), moment_of(stream, 10)
+    explained, open_one, *tail = find_gaps(store_dsn, "activity", since=since, until=until)
+    assert (explained.kind, explained.explanation) == (Kind.HOLE, "gap record: queue full")
+    assert (open_one.first, open_one.last, open_one.explanation) == (5, 29, None)
+    assert tail == []  # it was silent from 30 on, which is after the range
+    store(store_dsn, [*stream.events(range(5, 30)), stream.record(semconv.STREAM_CLOSED, 31)])
+    assert find_gaps(store_dsn, "activity", since=since, until=until) == [explained]
+
+
+def test_an_end_before_the_beginning_is_refused_in_one_line(store_dsn: str) -> None:
+    """So is a range without --gaps: nothing would be looked for in it."""
+    result = run("doctor", "--gaps", "--since", "2026-05-02", "--until", "2026-05-01", dsn=store_dsn)
+    assert result.exit_code == 2
+    assert "2026-05-01T00:00:00+00:00" in result.stderr
+    assert result.stderr.count("\n") == 1
+    result = run("doctor", "--until", "2026-05-01", dsn=store_dsn)
+    assert (result.exit_code, "add --gaps" in result.stderr) == (2, True)
+
+
+def test_the_last_line_names_both_ends_of_the_range(store_dsn: str) -> None:
+    """What is shown to somebody says which time it is about."""
+    stream = Stream()
+    store(store_dsn, stream.events([1, 2]))
+    options = ("--since", moment_of(stream, 0).isoformat(), "--until", moment_of(stream, 10).isoformat())
+    result = run("doctor", "--gaps", *options, dsn=store_dsn)
+    assert result.exit_code == 0
+    assert re.search(r"^since \S+ \S+ until \S+ \S+: 2 events of 1 stream; 0 gaps", result.stderr, re.M)
+
+
 def test_a_gap_record_explains_the_places_that_it_names(store_dsn: str) -> None:
     """A hole is explained in parts; what no record names stays open."""
     stream = Stream()
@@ -350,7 +420,7 @@ def months(store_dsn: str) -> Iterator[psycopg.Connection[Any]]:
 def test_only_the_months_that_are_asked_for_are_read(months: psycopg.Connection[Any], name: str) -> None:
     """No partition beyond the range is looked into, however many there are."""
     since, until = datetime.now(UTC) - LOOKBACK, datetime.now(UTC) + timedelta(days=1)
-    parameters = {"since": since, "until": until, "streams": [uuid.uuid4()]}
+    parameters = {"since": since, "until": until, "end": until, "streams": [uuid.uuid4()]}
     rows = months.execute(sql.SQL("EXPLAIN ") + statement(name, "activity"), parameters).fetchall()
     read = set(re.findall(r"events_\d{4}_\d\d", "\n".join(row[0] for row in rows)))
     assert f"events_{datetime.now(UTC):%Y_%m}" in read
