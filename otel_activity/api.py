@@ -43,7 +43,7 @@ from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailab
 from otel_activity.frameworks import WebHooks
 from otel_activity.metrics import Captured, MeteredDelivery, anybody_reads, instruments
 from otel_activity.redaction import Redactor
-from otel_activity.settings import Settings, on_terminal
+from otel_activity.settings import Settings, lookalikes, on_terminal
 from otel_activity.telemetry import (
     GlobalPipeline,
     Pipeline,
@@ -223,6 +223,7 @@ def instrument(**settings: Any) -> bool:
             _logger.warning("otel_activity: auditing is off, because OTEL_ACTIVITY_DISABLED says so")
             return False
         resolved = Settings.from_env(interactive=on_terminal(), **settings)
+        _say_lookalikes(os.environ)
         if not _wanted(resolved, os.environ):
             return False
         if resolved.startup == "require":
@@ -237,6 +238,12 @@ def instrument(**settings: Any) -> bool:
         _runtime = runtime
         _flush_at_end_of_worker(runtime)
         return True
+
+
+def _say_lookalikes(environ: Mapping[str, str]) -> None:
+    """A slip in a name must not pass for less redaction, or fewer tables, without a word."""
+    for variable, meant in lookalikes(environ):
+        _logger.error("otel_activity: %s is no setting; did you mean %s? It is not read", variable, meant)
 
 
 def _say_too_late(running: Settings, asked: Mapping[str, Any]) -> None:
@@ -629,14 +636,28 @@ def _resource() -> Resource:
     try:
         known = getattr(trace.get_tracer_provider(), "resource", None)
         if isinstance(known, Resource):
-            return known
+            return _trimmed(known)
     except Exception:  # StopIteration for a typo in OTEL_PYTHON_TRACER_PROVIDER
         _logger.warning("otel_activity: the tracer provider cannot be loaded", exc_info=True)
     try:
-        return Resource.create()
+        return _trimmed(Resource.create())
     except Exception:
         _logger.warning("otel_activity: the OpenTelemetry resource could not be detected", exc_info=True)
-        return Resource({"service.name": os.environ.get("OTEL_SERVICE_NAME", "unknown_service")})
+        name = os.environ.get("OTEL_SERVICE_NAME", "").strip()
+        return Resource({"service.name": name or "unknown_service"})
+
+
+def _trimmed(resource: Resource) -> Resource:
+    """Without space around the service's name.
+
+    A file with Windows' line ends leaves a carriage return there that nobody sees: a service of its own,
+    which no search by the name would find.
+    """
+    name = resource.attributes.get("service.name")
+    if not isinstance(name, str) or name == name.strip():
+        return resource
+    trimmed = {**resource.attributes, "service.name": name.strip() or "unknown_service"}
+    return Resource(trimmed, resource.schema_url)
 
 
 def _without_secrets(resource: Resource, redactor: Redactor) -> Resource:

@@ -206,6 +206,10 @@ def dsn(text: str) -> str:
     except psycopg.ProgrammingError as error:
         raise ValueError(f"not a PostgreSQL connection string ({_unreadable(error)}); {_DSN_FIX}") from None
     ports = str(parts.get("port") or "5432").split(",")
+    if any(":" in port for port in ports):
+        raise ValueError(
+            "an IPv6 address is to be in brackets; use postgresql://user:password@[::1]:5432/database"
+        )
     if not all(port.isdigit() and 0 < int(port) < 65_536 for port in ports if port):
         raise ValueError(f"the port is not a number from 1 to 65535; {_DSN_FIX}")
     # Errors of the network would quote it, a part of the password. (One that begins with it is a socket's.)

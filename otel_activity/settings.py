@@ -7,6 +7,7 @@ also feeds ``opentelemetry-instrument``'s flags, ``otel-activity doctor`` and th
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import sys
@@ -30,6 +31,7 @@ __all__ = [
     "InstrumentFlags",
     "Settings",
     "flags",
+    "lookalikes",
     "on_terminal",
 ]
 
@@ -336,6 +338,8 @@ FIELDS: Final[tuple[Field, ...]] = (
 
 _BY_NAME: Final = {spec.name: spec for spec in FIELDS}
 _OURS: Final = tuple(spec.variable for spec in FIELDS if spec.variable.startswith(PREFIX))
+_ALIKE: Final = 0.85
+"""From here on a beginning is ours with a slip: OTEL_ACTIVTY_, OTELACTIVITY_, but not OTEL_ or ACTIVITY_."""
 
 
 @dataclass(frozen=True)
@@ -604,6 +608,29 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
                 "no such setting",
                 f"{parsers.did_you_mean(variable, _OURS)}`otel-activity doctor --settings` lists them",
             )
+
+
+def lookalikes(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables that nothing here reads, each with the one of ours that it was probably meant to be.
+
+    They may belong to somebody else, so they do not stop the start.
+
+    >>> lookalikes({"OTEL_ACTIVTY_REDACT": "email", "otel_activity_include": "orders", "MY_REDACT": "x"})
+    [('OTEL_ACTIVTY_REDACT', 'OTEL_ACTIVITY_REDACT'), ('otel_activity_include', 'OTEL_ACTIVITY_INCLUDE')]
+    """
+    found = ((variable, _meant(variable)) for variable in environ if not variable.startswith(PREFIX))
+    return [(variable, meant) for variable, meant in found if meant is not None]
+
+
+def _meant(variable: str) -> str | None:
+    """The setting whose name this is, but for its case or a slip in the words that all names begin with."""
+    upper = variable.upper().replace("-", "_")
+    for ours in _OURS:
+        if upper.endswith(ours.removeprefix(PREFIX)):
+            beginning = upper.removesuffix(ours.removeprefix(PREFIX))
+            if difflib.SequenceMatcher(None, beginning, PREFIX, autojunk=False).ratio() >= _ALIKE:
+                return ours
+    return None
 
 
 def _is_service_link(variable: str, environ: Mapping[str, str]) -> bool:

@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 
 from otel_activity.errors import ConfigurationError
 from otel_activity.masking import mask_dsn
-from otel_activity.settings import FIELDS, InstrumentFlags, Settings
+from otel_activity.settings import FIELDS, InstrumentFlags, Settings, lookalikes
 
 DSN = "postgresql://audit:s3cret@db.example:5432/app"
 
@@ -346,3 +346,40 @@ def test_variables_that_kubernetes_makes_for_a_service_are_no_settings(service: 
         Settings.from_env({**environ, f"{service}_SERVER": "10.0.0.7"})
     with pytest.raises(ConfigurationError, match="no such setting"):
         Settings.from_env({f"{service}_PORT": "4318"})
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "OTEL_ACTIVTY_REDACT",
+        "OTEL_ACITVITY_REDACT",
+        "OTELACTIVITY_REDACT",
+        "OTEL_ACTIVITYREDACT",
+        "OTL_ACTIVITY_REDACT",
+        "OTEL-ACTIVITY-REDACT",
+        "otel_activity_redact",
+    ],
+)
+def test_a_slip_in_the_beginning_of_a_name_is_recognised(variable: str) -> None:
+    """It would mean less redaction without a word."""
+    assert lookalikes({variable: "email"}) == [(variable, "OTEL_ACTIVITY_REDACT")]
+
+
+def test_variables_of_others_are_nobodys_slip() -> None:
+    """The SDK's variables, and those of programs that have the same last word."""
+    others = (
+        "OTEL_EXPORTER_OTLP_ENDPOINT OTEL_EXPORTER_OTLP_LOGS_ENDPOINT OTEL_SDK_DISABLED "
+        "OTEL_BLRP_SCHEDULE_DELAY OTEL_PYTHON_DISABLED_INSTRUMENTATIONS MY_REDACT ACTIVITY_REDACT "
+        "POSTGRES_DSN REDACT OTEL_REDACT GF_EXCLUDE APP_DELIVERY STARTUP"
+    )
+    ours = {field.variable: "" for field in FIELDS}
+    assert lookalikes({**dict.fromkeys(others.split(), ""), **ours}) == []
+
+
+def test_an_ipv6_address_without_brackets_is_told_so() -> None:
+    """libpq takes its last parts for a port."""
+    with pytest.raises(ConfigurationError, match=r"brackets.*\[::1\]:5432") as caught:
+        Settings.from_env({"OTEL_ACTIVITY_POSTGRES_DSN": "postgresql://u:s3cret@::1:5432/db"})
+    assert "s3cret" not in str(caught.value)
+    good = {"OTEL_ACTIVITY_POSTGRES_DSN": "postgresql://u:s3cret@[::1]:5432/db"}
+    assert Settings.from_env(good).exporters == ("postgres",)

@@ -11,6 +11,7 @@ query with the first write of a transaction, in the same round trip where the dr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from importlib import resources
@@ -170,10 +171,14 @@ class ProofReader:
         """Send the application's statement and the query together (psycopg)."""
         before = sys.exc_info()[1]
         try:
-            with raw.pipeline():
-                result = send()
-                cursor = raw.cursor(row_factory=None)
-                cursor.execute(self._read, prepare=False)
+            with raw.pipeline() as pipeline:
+                try:
+                    result = send()
+                    cursor = raw.cursor(row_factory=None)
+                    cursor.execute(self._read, prepare=False)
+                except Exception as error:
+                    _settle(pipeline, error)
+                    raise
         except Exception as error:
             interruption = error.__context__
             if not (interruption is before or interruption is None or isinstance(interruption, Exception)):
@@ -270,6 +275,18 @@ class ProofReader:
         if cluster is None or xid is None:
             return None
         return Proof(cluster.system, cluster.timeline, cluster.database, xid, cluster.run)
+
+
+def _settle(pipeline: Any, error: Exception) -> None:
+    """Fetch what the server says of the query behind a statement that failed: that it skipped it.
+
+    Left to the end of the pipeline, psycopg writes a warning about it into the application's log.
+    """
+    import psycopg
+
+    if isinstance(error, psycopg.Error):  # else the connection may be in the middle of an answer
+        with contextlib.suppress(psycopg.Error):
+            pipeline.sync()
 
 
 def _is_psycopg(dialect: Any, raw: Any) -> bool:

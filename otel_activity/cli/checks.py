@@ -16,7 +16,7 @@ from otel_activity import __version__
 from otel_activity.cli.render import many
 from otel_activity.delivery import concern, find_leftovers, journal_directory
 from otel_activity.errors import ConfigurationError
-from otel_activity.settings import FIELDS, Settings
+from otel_activity.settings import FIELDS, Settings, lookalikes
 from otel_activity.version import is_compiled
 
 if TYPE_CHECKING:
@@ -133,6 +133,9 @@ def _settings(environ: Mapping[str, str], *, interactive: bool, dsn_given: bool)
         return
     given = [field.variable for field in FIELDS if environ.get(field.variable, "").strip()]
     yield Check("settings", Level.OK, ", ".join(given) if given else "all default")
+    for variable, meant in lookalikes(environ):
+        text = f"{variable} is no setting, and is not read"
+        yield Check("misspelt", Level.WARN, text, f"rename it {meant}")
     yield _active(settings, environ, dsn_given=dsn_given)
     if settings.active:
         yield _service(environ)

@@ -25,6 +25,7 @@ __all__ = [
     "event_json",
     "field_lines",
     "heading_lines",
+    "name_hint",
     "origin_text",
     "type_hint",
 ]
@@ -36,6 +37,28 @@ _WEB_EVENTS: Final = frozenset(
     {semconv.REQUEST, semconv.AUTH_LOGIN, semconv.AUTH_LOGOUT, semconv.AUTH_FAILED}
 )
 _STREAM_EVENTS: Final = frozenset({semconv.STREAM_OPENED, semconv.STREAM_BEAT, semconv.STREAM_CLOSED})
+NAMES: Final = (
+    semconv.ENTITY_CREATED,
+    semconv.ENTITY_UPDATED,
+    semconv.ENTITY_DELETED,
+    semconv.ACTION,
+    semconv.REQUEST,
+    semconv.AUTH_LOGIN,
+    semconv.AUTH_LOGOUT,
+    semconv.AUTH_FAILED,
+    semconv.GAP,
+    semconv.STREAM_OPENED,
+    semconv.STREAM_BEAT,
+    semconv.STREAM_CLOSED,
+    semconv.STREAM_REPEATED,
+)
+"""Names of our events. A store may hold others, which came by OTLP."""
+_ACTIONS: Final = {
+    "create": semconv.ENTITY_CREATED,
+    "update": semconv.ENTITY_UPDATED,
+    "delete": semconv.ENTITY_DELETED,
+}
+"""What people read in the column ACTION, and take for the name."""
 STACKED_BELOW: Final = 110
 """Terminals narrower than this show an event's changes on a line of their own."""
 MOST_TYPES: Final = 20
@@ -183,6 +206,20 @@ def _shown(value: Any) -> str:
     """The value; in quotes where one could not see where it begins and ends, or that it is there at all."""
     text = printable(display(value))
     return text if text and text == text.strip() else f'"{text}"'
+
+
+def name_hint(wanted: Sequence[str]) -> str:
+    """Where nothing was found: which names of events are none of ours, and the one that may be meant."""
+    hints = []
+    for name in wanted:
+        if name in NAMES:
+            continue
+        # What the column ACTION shows, or the last word of a name.
+        words = {one.rpartition(".")[2]: one for one in NAMES} | _ACTIONS
+        close = difflib.get_close_matches(name, [*NAMES, *words], n=1)
+        meant = f"; did you mean {words.get(close[0], close[0])}?" if close else "."
+        hints.append(f" No event of ours is called {printable(name)}{meant}")
+    return "".join(hints)
 
 
 def type_hint(store: ActivityStore, wanted: str | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from otel_activity.cli.eventview import EventTable, event_json, type_hint
+from otel_activity.cli.eventview import EventTable, event_json, name_hint, type_hint
 from otel_activity.cli.options import (
     filter_options,
     json_option,
@@ -50,7 +50,9 @@ def search(
             say(json_line({"count": number}) if as_json else str(number))
             return
         page = store.search(wanted, limit=limit, cursor=cursor)
-        hint = "" if page.events or as_json else type_hint(store, wanted.entity_type)
+        hint = (
+            "" if page.events or as_json else name_hint(wanted.names) + type_hint(store, wanted.entity_type)
+        )
     if as_json:
         _write_json(page)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy import Engine, create_engine, exc, insert, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -121,6 +123,28 @@ def test_a_near_server_is_asked_without_a_pipeline(
     sent = [line.split("\t")[3] for line in (tmp_path / "trace").read_text().splitlines() if "\tF\t" in line]
     assert ("Query" in sent) is bool(near)
     scene.check()
+
+
+def test_a_statement_that_fails_is_the_applications_error_and_no_more(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The id's query, which the server skips then, makes no line in a log, however soon the error comes."""
+    engine = scene.engine()
+    with psycopg.connect(scene.dsn) as raw:
+
+        def send() -> None:
+            raw.execute("INSERT INTO account (id, name) VALUES (1, 'first'), (1, 'the same key')")
+            readable, _, _ = select.select([raw.pgconn.socket], [], [], 60)
+            assert readable, "the server has not answered"
+
+        transaction = Transaction(id(raw), lambda: raw, "", engine.dialect, "app")
+        with pytest.raises(psycopg.errors.UniqueViolation, match="account_pkey"):
+            ProofReader().execute(transaction, raw, send)
+        assert raw.info.transaction_status is TransactionStatus.INERROR
+        assert raw.info.pipeline_status is PipelineStatus.OFF
+        raw.rollback()
+        assert raw.execute("SELECT 1").fetchone() == (1,)
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal")

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from otel_activity import __version__, semconv
+from otel_activity.cli.eventview import NAMES
 from otel_activity.events import ResourceInfo
 from tests.cli.support import clean_environment, json_lines, run, start
 from tests.delivery.test_scarce import dead_journals
@@ -112,7 +113,8 @@ def test_missing_schema_names_the_command(postgres_dsn: str, command: list[str])
         (["tail", "--dsn", "postgresql://h/x", "--late", "0s"], "--late"),
         (["history", "task"], "ENTITY_ID"),
         (["schema", "sql", "--grants"], "--writer"),
-        (["serach"], "serach"),
+        (["serach"], "Did you mean 'search'?"),
+        (["xyzzy"], "No such command 'xyzzy'."),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], named: str) -> None:
@@ -569,3 +571,42 @@ def test_schema_sql_grants_are_enough_to_search(store_dsn: str) -> None:
         finally:
             connection.execute(f"DROP OWNED BY {role}")
             connection.execute(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("delete", "activity.entity.deleted"),
+        ("deleted", "activity.entity.deleted"),
+        ("activity.entity.delete", "activity.entity.deleted"),
+        ("login", "activity.auth.login"),
+        ("beat", "activity.stream.beat"),
+    ],
+)
+def test_a_name_that_no_event_has_is_told(store_dsn: str, typed: str, meant: str) -> None:
+    """Nothing found must not be taken for nothing happened."""
+    fill(store_dsn)
+    result = run("search", "--name", typed, dsn=store_dsn)
+    said = f"No events match. No event of ours is called {typed}; did you mean {meant}?\n"
+    assert (result.exit_code, result.stderr) == (0, said)
+
+
+def test_a_name_that_events_have_is_not_doubted(store_dsn: str) -> None:
+    """Ours without such an event just now, and others' that came by OTLP."""
+    assert run("search", "--name", semconv.AUTH_LOGIN, dsn=store_dsn).stderr == "No events match.\n"
+    store(store_dsn, [make_event(name="billing.closed")])
+    assert run("search", "--name", "billing.closed", dsn=store_dsn).stderr == ""
+
+
+def test_every_name_of_ours_is_known() -> None:
+    """Also those that will be added."""
+    named = {
+        value for name, value in vars(semconv).items() if name.startswith(("ENTITY_", "AUTH_", "STREAM_"))
+    }
+    events = {
+        value
+        for value in named
+        if value.count(".") == 2 and value.endswith(("ed", ".login", ".logout", ".beat"))
+    }
+    assert events <= set(NAMES)
+    assert {semconv.ACTION, semconv.REQUEST, semconv.GAP} <= set(NAMES)

@@ -144,6 +144,7 @@ def test_quarantine_and_old_partitions_warn(store_dsn: str) -> None:
         ({"OTEL_ACTIVITY_EXPORTERS": "postgers"}, "settings", "FAIL", "postgres"),
         ({"OTEL_ACTIVITY_EXCLUDES": "x"}, "settings", "FAIL", "OTEL_ACTIVITY_EXCLUDE"),
         ({"OTEL_ACTIVITY_POSTGRES_DSN": "postgresql://u:s3cret@h/x?y=z"}, "settings", "FAIL", "***"),
+        ({"OTEL_ACTIVTY_REDACT": "email"}, "misspelt", "warn", "OTEL_ACTIVITY_REDACT"),
         ({}, "exporters", "FAIL", "unaudited"),
         ({"OTEL_ACTIVITY_DISABLED": "true"}, "exporters", "warn", "OTEL_ACTIVITY_DISABLED"),
         ({"OTEL_SDK_DISABLED": "true"}, "exporters", "FAIL", "OTEL_SDK_DISABLED"),

@@ -302,3 +302,34 @@ def test_a_lifespan_flushes_before_it_is_complete() -> None:
     assert happened == ["lifespan.startup.complete", "flush", "lifespan.shutdown.complete"]
     hook.uninstall()
     assert Router.lifespan is original
+
+
+def test_a_slip_in_the_name_of_a_variable_is_said(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """It may be somebody else's variable, so the program starts; but not without a line that names both."""
+    monkeypatch.setenv("OTEL_ACTIVTY_REDACT", "item")
+    otel_activity.instrument(exporters="otlp", otlp_endpoint="http://127.0.0.1:9", journal_dir=str(tmp_path))
+    assert "OTEL_ACTIVTY_REDACT is no setting; did you mean OTEL_ACTIVITY_REDACT?" in caplog.text
+
+
+def test_a_carriage_return_is_no_part_of_the_services_name(
+    engine: Engine, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file of variables that has Windows' line ends starts the same service as one that has not."""
+    schema.apply(postgres_dsn)
+    for name, value in (
+        ("OTEL_SERVICE_NAME", "shop\r"),
+        ("OTEL_ACTIVITY_POSTGRES_DSN", f"{postgres_dsn}\r"),
+        ("OTEL_ACTIVITY_JOURNAL_DIR", f"{tmp_path}\r"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert otel_activity.instrument()
+    order(engine, "tea")
+    assert otel_activity.flush_queue(30)
+    with psycopg.connect(postgres_dsn) as connection:
+        stored = connection.execute(
+            """SELECT DISTINCT e.service, r.attributes ->> 'service.name'
+            FROM activity.events AS e JOIN activity.resources AS r ON r.id = e.resource_id"""
+        ).fetchall()
+    assert stored == [("shop", "shop")]
