@@ -102,7 +102,7 @@ def split_words(text: str) -> tuple[str, ...]:
 
 def tables(text: str) -> tuple[str, ...]:
     """Names of tables, or patterns of them."""
-    return _names(text, r"[\s;\"'\[\]]")
+    return _names(text, r"[\s;|\"'\[\]]")
 
 
 def _names(text: str, odd: str) -> tuple[str, ...]:
@@ -112,6 +112,8 @@ def _names(text: str, odd: str) -> tuple[str, ...]:
     """
     words = split_words(text)
     for word in words:
+        if re.search(r"\s#\s*\S", word):  # as Docker and systemd read a file of variables
+            raise ValueError(f"{word!r}: a comment is part of the value; put it on a line of its own")
         if found := re.search(odd, word):
             raise ValueError(
                 f"{word!r} is read as one name; put commas between names and nothing around them "
@@ -122,7 +124,7 @@ def _names(text: str, odd: str) -> tuple[str, ...]:
 
 def redactions(text: str) -> tuple[str, ...]:
     """Names of columns and keys, each with ``=`` and a mode or without."""
-    words = _names(text, r"[;\"\[\]]")
+    words = _names(text, r"[;|\t\"\[\]]")
     for word in words:
         name, mark, mode = word.partition("=")
         if not name.strip():

@@ -383,3 +383,27 @@ def test_an_ipv6_address_without_brackets_is_told_so() -> None:
     assert "s3cret" not in str(caught.value)
     good = {"OTEL_ACTIVITY_POSTGRES_DSN": "postgresql://u:s3cret@[::1]:5432/db"}
     assert Settings.from_env(good).exporters == ("postgres",)
+
+
+@pytest.mark.parametrize(
+    "variable", ["OTEL_ACTIVITY_REDACT", "OTEL_ACTIVITY_INCLUDE", "OTEL_ACTIVITY_EXCLUDE"]
+)
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("orders # money", "comment"),
+        ("orders #money", "comment"),
+        ("orders|iban", "commas"),
+        ("a\tb", "commas"),
+    ],
+)
+def test_a_list_that_is_read_as_one_name_stops_the_start(variable: str, written: str, said: str) -> None:
+    """No column would be redacted by it, and no table audited: a comment is one for the shell alone."""
+    with pytest.raises(ConfigurationError, match=said):
+        Settings.from_env({variable: written})
+
+
+def test_names_with_a_number_sign_are_names() -> None:
+    """Keys of JSON may be called so."""
+    written = "card#,card #,dc:creator,api key"
+    assert Settings.from_env({"OTEL_ACTIVITY_REDACT": written}).redact == tuple(written.split(","))

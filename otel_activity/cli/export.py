@@ -80,7 +80,8 @@ def export(dsn: str | None, schema: str, as_csv: bool, **options: Any) -> None:
     with ActivityStore(require_dsn(dsn), schema=schema) as store:
         for event in _events(store, wanted):
             number += 1
-            for line in _rows(event) if as_csv else (json_line(event_json(event)),):
+            lines = _rows(event, wanted.changed_field) if as_csv else [json_line(event_json(event))]
+            for line in lines:
                 say(line)
     note(f"{many(number, 'event')} written")
 
@@ -94,8 +95,8 @@ def _events(store: ActivityStore, wanted: EventFilter) -> Iterator[StoredEvent]:
         yield from page.events
 
 
-def _rows(event: StoredEvent) -> Iterator[str]:
-    """A row for each changed field; one alone for an event without any."""
+def _rows(event: StoredEvent, only: str | None) -> Iterator[str]:
+    """A row for each changed field, or for the one that was asked for; one alone for an event without any."""
     said = event_json(event)
     common = {
         name: said[name] if attribute is None else event.attributes.get(attribute)
@@ -107,6 +108,8 @@ def _rows(event: StoredEvent) -> Iterator[str]:
         yield _row(_cells(common))
         return
     for field, sides in changes.items():
+        if only not in (None, field):
+            continue
         known: Mapping[str, Any] = sides if isinstance(sides, dict) else {}
         cells = _cells({**common, "field": field})
         # A null is told from what is not known, which stays empty.

@@ -90,6 +90,14 @@ def test_csv_has_a_row_for_each_changed_field(store_dsn: str) -> None:
     assert (action["action"], action["field"], action["before"]) == ("report", "", "")
 
 
+def test_csv_of_one_field_has_that_field_alone(store_dsn: str) -> None:
+    """Who asks for the salary does not get the address along."""
+    changes = {"salary": {"before": 1, "after": 2}, "address": {"before": "a", "after": "b"}}
+    store(store_dsn, [make_event(activity__changes=changes)])
+    written = rows(run("export", "--csv", "--field", "salary", dsn=store_dsn).stdout)
+    assert [(row["field"], row["before"], row["after"]) for row in written] == [("salary", "1", "2")]
+
+
 @pytest.mark.parametrize("hostile", ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3", "@SUM(A1)", " =1+1", "\t=1"])
 def test_a_spreadsheet_runs_nothing(store_dsn: str, hostile: str) -> None:
     """What clients send stands in the cells as text, whichever column it comes to."""
