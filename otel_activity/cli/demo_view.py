@@ -34,6 +34,10 @@ __all__ = ["Watcher", "result_table"]
 POLL_SECONDS: Final = 0.25
 FRAME: Final = 11
 """Lines that are not events: what was said before, heading, rules, counters."""
+WRAPPED: Final = 2
+"""Lines more that the counters take on a narrow terminal."""
+WIDE: Final = 100
+"""Columns from which on borders and commits leave room for what was changed."""
 _COLOURS: Final = {"create": "green", "update": "yellow", "delete": "red"}
 
 
@@ -99,16 +103,11 @@ class Watcher:
 
     def render(self, title: str) -> RenderableType:
         """The picture of this moment."""
-        room = max(self._console.height - FRAME, 3)
-        table = Table(expand=True, title=title, title_justify="left", title_style="bold", header_style="dim")
-        table.add_column("Time (UTC)", no_wrap=True, width=12)
-        table.add_column("Who", no_wrap=True, width=14, overflow="ellipsis")
-        table.add_column("Action", no_wrap=True, width=7)
-        table.add_column("Entity", no_wrap=True, ratio=2, overflow="ellipsis")
-        table.add_column("Changed", no_wrap=True, ratio=4, overflow="ellipsis")
-        table.add_column("Commit", no_wrap=True, width=8)
+        wide = self._console.width >= WIDE
+        room = max(self._console.height - FRAME - (0 if wide else WRAPPED), 3)
+        table = _wide_table(title) if wide else _narrow_table(title)
         for event in list(self._recent)[-room:]:
-            table.add_row(*_cells(event))
+            table.add_row(*_cells(event)[: len(table.columns)])
         return Group(table, self._counters())
 
     def _counters(self) -> Text:
@@ -122,7 +121,35 @@ class Watcher:
         ]
         if self.error is not None:
             parts.append(f"[{type(self.error).__name__}]")
-        return Text("  ".join(parts), style="bold", no_wrap=True, overflow="ellipsis")
+        return Text("  ".join(parts), style="bold")
+
+
+def _table(title: str, **form: Any) -> Table:
+    return Table(
+        expand=True, title=title, title_justify="left", title_style="bold", header_style="dim", **form
+    )
+
+
+def _wide_table(title: str) -> Table:
+    table = _table(title)
+    table.add_column("Time (UTC)", no_wrap=True, width=12)
+    table.add_column("Who", no_wrap=True, width=14, overflow="ellipsis")
+    table.add_column("Action", no_wrap=True, width=7)
+    table.add_column("Entity", no_wrap=True, ratio=2, overflow="ellipsis")
+    table.add_column("Changed", no_wrap=True, ratio=4, overflow="ellipsis")
+    table.add_column("Commit", no_wrap=True, width=8)
+    return table
+
+
+def _narrow_table(title: str) -> Table:
+    """What was changed is what people look for: it gets the room of borders, milliseconds and commits."""
+    table = _table(title, box=None, padding=(0, 1, 0, 0))
+    table.add_column("Time", no_wrap=True, width=8, overflow="crop")
+    table.add_column("Who", no_wrap=True, width=11, overflow="ellipsis")
+    table.add_column("Action", no_wrap=True, width=7, overflow="ellipsis")
+    table.add_column("Entity", no_wrap=True, ratio=2, overflow="ellipsis")
+    table.add_column("Changed", no_wrap=True, ratio=3, overflow="ellipsis")
+    return table
 
 
 def _cells(event: Event) -> list[Text]:
