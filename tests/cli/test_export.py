@@ -8,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from otel_activity import semconv
 from otel_activity.cli import export as module
 from otel_activity.cli.export import COLUMNS
-from tests.cli.support import clean_environment, json_lines, run
+from tests.cli.support import clean_environment, json_lines, run, start
 from tests.store.support import MINUTE, make_event, now, store
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -123,6 +124,24 @@ def test_nothing_found_is_a_heading_and_a_remark(store_dsn: str) -> None:
     """A program gets a file that it can read."""
     result = run("export", "--csv", dsn=store_dsn)
     assert (result.stdout, result.stderr) == (",".join(COLUMNS) + "\n", "0 events written\n")
+
+
+def test_a_file_that_is_not_complete_says_so(store_dsn: str) -> None:
+    """The store goes away between two pages: status 1, a line that says why, and none that says how many."""
+    store(store_dsn, [make_event(activity__details="x" * 500) for _ in range(module.PAGE + 1)])
+    process = start("export", dsn=store_dsn)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        written = process.stdout.readline()  # the rest of the page does not fit into the pipe
+        with psycopg.connect(store_dsn, autocommit=True) as owner:
+            owner.execute("DROP SCHEMA activity CASCADE")
+        written += process.stdout.read()
+        said = process.stderr.read()
+        assert process.wait(60) == 1
+    assert len(json_lines(written)) == module.PAGE
+    assert "written" not in said
+    assert len(said.splitlines()) == 1
 
 
 def test_each_column_is_documented() -> None:
