@@ -15,8 +15,8 @@ from otel_activity.cli.options import (
     store_options,
     the_filter,
 )
-from otel_activity.cli.render import json_line, note, output_width, say
-from otel_activity.store import ActivityStore, Page, position
+from otel_activity.cli.render import json_line, note, output_width, printable, say
+from otel_activity.store import ActivityStore, EventFilter, Page, position
 
 __all__ = ["search"]
 
@@ -50,13 +50,25 @@ def search(
             say(json_line({"count": number}) if as_json else str(number))
             return
         page = store.search(wanted, limit=limit, cursor=cursor)
-        hint = (
-            "" if page.events or as_json else name_hint(wanted.names) + type_hint(store, wanted.entity_type)
-        )
+        hint = "" if page.events or as_json else _why_nothing(store, wanted)
     if as_json:
         _write_json(page)
     else:
         _write_table(page, hint, local=local)
+
+
+def _why_nothing(store: ActivityStore, wanted: EventFilter) -> str:
+    """What the store does not have at all, so that nothing found is not taken for nothing happened."""
+    return (
+        name_hint(wanted.names) + type_hint(store, wanted.entity_type) + _actor_hint(store, wanted.actor_id)
+    )
+
+
+def _actor_hint(store: ActivityStore, wanted: str | None) -> str:
+    """Where nothing was found: that nobody with this id ever did anything; people type names."""
+    if wanted is None or store.search(EventFilter(actor_id=wanted), limit=1).events:
+        return ""
+    return f" There is no actor {printable(wanted)}; it is the id, which stands in brackets behind a name."
 
 
 def _write_json(page: Page) -> None:
@@ -70,4 +82,4 @@ def _write_table(page: Page, hint: str, *, local: bool) -> None:
     if not page.events:
         note(f"No events match.{hint}")
     elif page.cursor is not None:
-        note(f"There are more: add --cursor {page.cursor}")
+        note(f"There are more: add --cursor {page.cursor}, or `export` them all")

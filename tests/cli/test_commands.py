@@ -598,6 +598,16 @@ def test_a_name_that_events_have_is_not_doubted(store_dsn: str) -> None:
     assert run("search", "--name", "billing.closed", dsn=store_dsn).stderr == ""
 
 
+def test_a_name_in_the_place_of_an_id_is_told(store_dsn: str) -> None:
+    """People type the name that they read; of an id that is known nothing is said."""
+    fill(store_dsn)
+    told = run("search", "--actor", "Ada", dsn=store_dsn).stderr
+    assert told == (
+        "No events match. There is no actor Ada; it is the id, which stands in brackets behind a name.\n"
+    )
+    assert run("search", "--actor", "7", "--until", "1d", dsn=store_dsn).stderr == "No events match.\n"
+
+
 def test_every_name_of_ours_is_known() -> None:
     """Also those that will be added."""
     named = {
