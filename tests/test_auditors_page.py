@@ -13,7 +13,7 @@ from psycopg import sql
 
 from otel_activity import semconv
 from otel_activity.postgres import schema
-from tests.cli.support import run
+from tests.cli.support import json_lines, run
 from tests.store.support import apply_schema, make_event, store
 
 if TYPE_CHECKING:
@@ -129,6 +129,28 @@ def test_an_event_of_a_month_that_was_dropped_is_stored(
         "SELECT tableoid::regclass::text FROM activity.events ORDER BY time LIMIT 1"
     ).fetchall()
     assert placed == (f"activity.events_{old:%Y_%m}",)
+
+
+def test_erased_values_are_gone_and_the_events_stay(
+    opened: psycopg.Connection[Any], postgres_dsn: str
+) -> None:
+    """The history of that one entity shows that something was changed, and not what; nothing is missing."""
+    about = {"activity.entity.type": "Employee", "activity.entity.id": "2"}
+    event = make_event(
+        user__name="Bobby", activity__changes={"name": {"before": "Secret", "after": "Hidden"}}
+    )
+    event.attributes |= about
+    store(postgres_dsn, [event])
+    opened.execute(query("about an employee"))
+    opened.execute(query("about somebody as the actor"))
+    shown = run("history", "Employee", "2", dsn=postgres_dsn).stdout
+    assert "name  [redacted] -> [redacted]" in shown
+    assert "Bobby" in shown  # done by somebody else than bob
+    everything = run("export", dsn=postgres_dsn).stdout
+    assert "Secret" not in everything
+    assert "10.0.0.7" not in everything
+    assert len(json_lines(everything)) == 4
+    assert "Linus" in everything  # of other entities
 
 
 def test_who_may_read_is_listed(opened: psycopg.Connection[Any]) -> None:
