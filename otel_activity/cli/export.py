@@ -19,7 +19,7 @@ from otel_activity.store import ActivityStore
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from otel_activity.store import EventFilter, StoredEvent
+    from otel_activity.store import EventFilter, Page, StoredEvent
 
 __all__ = ["COLUMNS", "export"]
 
@@ -74,11 +74,14 @@ def export(dsn: str | None, schema: str, as_csv: bool, **options: Any) -> None:
     Times are UTC.
     """
     wanted = the_filter(options)
-    if as_csv:
-        say(_line(COLUMNS))
     number = 0
     with ActivityStore(require_dsn(dsn), schema=schema) as store:
-        for event in _events(store, wanted):
+        first = store.search(wanted, limit=PAGE)
+        if (
+            as_csv
+        ):  # not before the store has answered: a file with a heading alone says that there is nothing
+            say(_line(COLUMNS))
+        for event in _events(store, wanted, first):
             number += 1
             lines = _rows(event, wanted.changed_field) if as_csv else [json_line(event_json(event))]
             for line in lines:
@@ -86,9 +89,8 @@ def export(dsn: str | None, schema: str, as_csv: bool, **options: Any) -> None:
     note(f"{many(number, 'event')} written")
 
 
-def _events(store: ActivityStore, wanted: EventFilter) -> Iterator[StoredEvent]:
+def _events(store: ActivityStore, wanted: EventFilter, page: Page) -> Iterator[StoredEvent]:
     """All events, page after page."""
-    page = store.search(wanted, limit=PAGE)
     yield from page.events
     while page.cursor is not None:
         page = store.search(wanted, limit=PAGE, cursor=page.cursor)

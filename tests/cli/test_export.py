@@ -126,6 +126,14 @@ def test_nothing_found_is_a_heading_and_a_remark(store_dsn: str) -> None:
     assert (result.stdout, result.stderr) == (",".join(COLUMNS) + "\n", "0 events written\n")
 
 
+def test_without_a_store_nothing_is_written(free_port: int) -> None:
+    """A file with a heading alone would say that there are no events."""
+    away = f"postgresql://u:s3cret@127.0.0.1:{free_port}/x"
+    for dsn, status in ((None, 2), (away, 1)):
+        result = run("export", "--csv", dsn=dsn)
+        assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (status, "", 1)
+
+
 def test_a_file_that_is_not_complete_says_so(store_dsn: str) -> None:
     """The store goes away between two pages: status 1, a line that says why, and none that says how many."""
     store(store_dsn, [make_event(activity__details="x" * 500) for _ in range(module.PAGE + 1)])
