@@ -43,7 +43,7 @@ from otel_activity.errors import ConfigurationError, ExportError, StoreUnavailab
 from otel_activity.frameworks import WebHooks
 from otel_activity.metrics import Captured, MeteredDelivery, anybody_reads, instruments
 from otel_activity.redaction import Redactor
-from otel_activity.settings import Settings, lookalikes, on_terminal
+from otel_activity.settings import FIELDS, Settings, lookalikes, on_terminal
 from otel_activity.telemetry import (
     GlobalPipeline,
     Pipeline,
@@ -81,7 +81,7 @@ class _Runtime:
             self.pipeline = GlobalPipeline(__version__)
         else:
             self.pipeline = _own_pipeline(settings, environ, redactor)
-        self.captured = Captured()
+        self.captured = Captured(_late_variables(environ))
         try:
             resolver = _resolver(settings)
             self.delivery = _delivery(settings, self.pipeline, environ, resolver, self.captured)
@@ -244,6 +244,29 @@ def _say_lookalikes(environ: Mapping[str, str]) -> None:
     """A slip in a name must not pass for less redaction, or fewer tables, without a word."""
     for variable, meant in lookalikes(environ):
         _logger.error("otel_activity: %s is no setting; did you mean %s? It is not read", variable, meant)
+
+
+def _late_variables(environ: Mapping[str, str]) -> Callable[[], None]:
+    """What says which of our variables have been set since now; those that were taken away do not count.
+
+    A program that reads a file of variables by itself (`load_dotenv`, uvicorn's ``--env-file``) does so after
+    auditing has started, and nobody may believe that a column is redacted by what stands there.
+    """
+    variables = [spec.variable for spec in FIELDS]
+    before = {variable: environ.get(variable) for variable in variables}
+
+    def say() -> None:
+        now = {variable: environ.get(variable) for variable in variables}
+        late = [name for name in variables if now[name] is not None and now[name] != before[name]]
+        if late:
+            log_safely(
+                logging.ERROR,
+                "otel_activity: %s is not read, because it was set after auditing had started; set it before "
+                "the program starts, not in it or by a file that it reads",
+                ", ".join(late),
+            )
+
+    return say
 
 
 def _say_too_late(running: Settings, asked: Mapping[str, Any]) -> None:

@@ -458,10 +458,15 @@ def instruments() -> Instruments:
 
 
 class Captured:
-    """Counts row changes by table on their way to the exporters, in the thread that takes them there."""
+    """Counts row changes by table on their way to the exporters, in the thread that takes them there.
 
-    def __init__(self) -> None:
+    Args:
+        first: called once, before the first of them is counted: the program has surely begun its own work.
+    """
+
+    def __init__(self, first: Callable[[], object] | None = None) -> None:
         self._counts: dict[tuple[str, str, str], int] = {}
+        self._first = first
 
     def counts(self) -> dict[tuple[str, str, str], int]:
         """How many, by ``db.namespace``, ``db.collection.name`` and ``db.operation.name``."""
@@ -498,8 +503,12 @@ class Captured:
             return
         key = event.table
         counts = self._counts
-        if key not in counts and len(counts) >= MOST_TABLES:
-            key = ("", _OTHER, key[2])
+        if key not in counts:
+            if self._first is not None:
+                first, self._first = self._first, None
+                first()
+            if len(counts) >= MOST_TABLES:
+                key = ("", _OTHER, key[2])
         counts[key] = counts.get(key, 0) + 1
 
 

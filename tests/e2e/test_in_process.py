@@ -333,3 +333,37 @@ def test_a_carriage_return_is_no_part_of_the_services_name(
             FROM activity.events AS e JOIN activity.resources AS r ON r.id = e.resource_id"""
         ).fetchall()
     assert stored == [("shop", "shop")]
+
+
+def test_a_variable_that_is_set_too_late_is_said_once(
+    engine: Engine,
+    postgres_dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """As by `load_dotenv()`: nobody may believe that it redacts. What a program takes away is its own."""
+    schema.apply(postgres_dsn)
+    monkeypatch.setenv("OTEL_ACTIVITY_POSTGRES_DSN", postgres_dsn)
+    monkeypatch.setenv("OTEL_ACTIVITY_JOURNAL_DIR", str(tmp_path))
+    monkeypatch.setenv("OTEL_ACTIVITY_HEARTBEAT", "60")
+    assert otel_activity.instrument()
+    monkeypatch.delenv("OTEL_ACTIVITY_POSTGRES_DSN")
+    monkeypatch.setenv("OTEL_ACTIVITY_REDACT", "item")
+    for item in ("tea", "milk"):
+        order(engine, item)
+    assert otel_activity.flush_queue(30)
+    said = [record.getMessage() for record in caplog.records if "is not read" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("otel_activity: OTEL_ACTIVITY_REDACT is not read, because it was set after")
+
+
+def test_variables_that_stay_as_they_are_are_not_said(
+    engine: Engine, postgres_dsn: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Also where arguments of `instrument()` say something else."""
+    schema.apply(postgres_dsn)
+    otel_activity.instrument(postgres_dsn=postgres_dsn, journal_dir=str(tmp_path), redact="item")
+    order(engine, "tea")
+    assert otel_activity.flush_queue(30)
+    assert "is not read" not in caplog.text
