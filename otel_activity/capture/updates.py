@@ -121,7 +121,14 @@ class Updates:
         committed = state.committed_state
         keys = [key for key in committed if type(committed[key]) is LoaderCallableStatus and key in known]
         if self._computed:
-            keys += [column.key for column in plan.settable if column.column in self._computed]
+            # A statement for another row may have computed it. This one was left alone if its value is
+            # neither known nor forgotten.
+            touched = known.keys() | state.expired_attributes | state.dict.keys()
+            keys += [
+                column.key
+                for column in plan.settable
+                if column.column in self._computed and column.key in touched
+            ]
         found = {key: known.get(key, EXPRESSION) for key in keys}
         return {key: EXPRESSION if type(old) is LoaderCallableStatus else old for key, old in found.items()}
 

@@ -869,6 +869,27 @@ def test_update_hook_that_sets_an_expression(world: World, target: Any) -> None:
         assert world.check() == 4
 
 
+def test_update_hook_that_sets_an_expression_on_one_row(world: World) -> None:
+    """Another row of the same flush, whose column nobody has loaded, is not said to have changed there."""
+
+    def count(mapper: Any, connection: Any, target: Any) -> None:
+        if target.name == "one":
+            target.number = Account.number + 1
+
+    def work(session: Session) -> None:
+        query = select(Account).options(load_only(Account.name)).order_by(Account.id)
+        one, other = session.scalars(query)
+        one.name, other.name = "one", "other"
+        session.commit()
+
+    world.run(_add(_account("a"), _account("b")))
+    with _listening(Account, count, "before_update"):
+        world.run(work)
+    changes = [found.attributes[semconv.CHANGES] for found in world.delivery.released[-1]]
+    assert ["number" in sides for sides in changes] == [True, False]
+    assert world.check() == 4
+
+
 def test_delete_hook_that_deletes_by_itself(world: World) -> None:
     """What a hook of the application deletes, or finds gone, says nothing about the rows of the flush."""
 
