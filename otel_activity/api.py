@@ -637,6 +637,8 @@ def _otlp(endpoint: str | None, protocol: str) -> LogRecordExporter:
         raise ConfigurationError(
             "OTEL_ACTIVITY_EXPORTERS", "otlp", str(error), "pip install opentelemetry-exporter-otlp"
         ) from error
+    except ConfigurationError:
+        raise
     except Exception as error:
         raise ConfigurationError(
             "OTEL_EXPORTER_OTLP_*",

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from otel_activity.errors import ConfigurationError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Answer", "Transport", "transport"]
 
@@ -77,6 +81,7 @@ def transport(endpoint: str | None, protocol: str) -> Transport | None:
 
     Raises:
         ImportError: the exporter is not installed.
+        ConfigurationError: half of a client certificate for gRPC is missing.
     """
     make = _grpc() if protocol == "grpc" else _http()
     try:
@@ -212,6 +217,8 @@ def _grpc() -> Callable[[str | None], Transport]:
         def _initialize_channel_and_stub(self) -> None:
             if self._stub_of_bytes is not None:  # for a new channel, after the old one's answer
                 self._answer = self._stub_of_bytes.answer
+            elif not self._insecure:
+                _require_whole_pair(os.environ)
             super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call]  # the SDK does not annotate
             self._client = self._stub_of_bytes = Stub(self._channel)  # type: ignore[assignment]  # it says None
             self._stub_of_bytes.answer = self._answer
@@ -231,6 +238,29 @@ def _grpc() -> Callable[[str | None], Transport]:
             return answer if taken is answer.taken else Answer(taken=False)
 
     return Grpc
+
+
+def _require_whole_pair(environ: Mapping[str, str]) -> None:
+    """See that a client certificate has its key, and the key its certificate.
+
+    gRPC ends the whole process (SIGABRT, "Check failed: private_key != nullptr") over half of a pair, and the
+    SDK passes on what it finds, also nothing.
+
+    Raises:
+        ConfigurationError: one of them is not named, not there, or empty.
+    """
+    prefixes = ("OTEL_EXPORTER_OTLP_LOGS_", "OTEL_EXPORTER_OTLP_")
+    chosen = next((each for each in prefixes if f"{each}CERTIFICATE" in environ), None)
+    if chosen is None or not environ[f"{chosen}CERTIFICATE"]:
+        return  # the SDK looks at the others only beside this one
+    names = f"{chosen}CLIENT_CERTIFICATE", f"{chosen}CLIENT_KEY"
+    for name, other in (names, names[::-1]):
+        path = environ.get(name, "")
+        if path and not (Path(path).is_file() and Path(path).stat().st_size):
+            raise ConfigurationError(name, path, "there is no such file, or it is empty", "name the PEM file")
+        if environ.get(other) and not path:
+            problem = "a client certificate and its key belong together"
+            raise ConfigurationError(name, path, problem, f"set it, or unset {other}")
 
 
 def _refusal(error: Any) -> Answer:

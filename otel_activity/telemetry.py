@@ -210,10 +210,6 @@ class _KeepTrying(LogRecordExporter):
         self._most = _PortionSize()
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
-        if os.getpid() != self._pid:
-            if self._renew is not None:
-                self._inner = self._renew()
-            self._pid = os.getpid()
         todo = _Portions(batch, self._most)
         while todo.records:
             if not self._lane.deliver(0, lambda: self._attempt(todo), in_order=False):
@@ -222,6 +218,10 @@ class _KeepTrying(LogRecordExporter):
         return LogRecordExportResult.SUCCESS
 
     def _attempt(self, todo: _Portions) -> None:
+        if os.getpid() != self._pid:
+            if self._renew is not None:  # may fail as any attempt may: a certificate is being replaced
+                self._inner = self._renew()
+            self._pid = os.getpid()
         portion = todo.next(self._known)
         if self._inner.export(portion) is LogRecordExportResult.SUCCESS:
             self._taken(todo, portion)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from decimal import Decimal
 from functools import partial
@@ -28,6 +31,7 @@ from tests.otlp_sink import Sink, python_value, serving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 SCOPE = InstrumentationScope("otel_activity", "1.2", "https://example.org/schema")
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -335,3 +339,45 @@ def test_an_exporter_that_was_rebuilt_is_used_as_it_is(
     exporter = otlp_exporter("http://127.0.0.1:1", "http/protobuf")
     assert type(exporter) is stock.OTLPLogExporter
     assert "is not known" in caplog.text
+
+
+CERTIFICATE, KEY = "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_KEY"
+
+
+@pytest.mark.parametrize(
+    ("named", "blamed"),
+    [
+        ({CERTIFICATE: "pem"}, KEY),
+        ({KEY: "pem"}, CERTIFICATE),
+        ({CERTIFICATE: "pem", KEY: "absent"}, KEY),
+        ({CERTIFICATE: "empty", KEY: "pem"}, CERTIFICATE),
+    ],
+    ids=["no key", "no certificate", "absent key", "empty certificate"],
+)
+def test_half_of_a_client_certificate_stops_the_start(
+    named: Mapping[str, str], blamed: str, tmp_path: Path
+) -> None:
+    """gRPC would end the process without a word of Python's; a line names the variable instead."""
+    (tmp_path / "pem").write_text("a certificate")
+    (tmp_path / "empty").touch()
+    program = "import otel_activity; otel_activity.instrument(exporters='otlp')"
+    environ = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
+        "OTEL_ACTIVITY_OTLP_ENDPOINT": "https://127.0.0.1:1",
+        "OTEL_ACTIVITY_JOURNAL_DIR": str(tmp_path / "journal"),
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(tmp_path / "pem"),
+        **{name: str(tmp_path / file) for name, file in named.items()},
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert f"ConfigurationError: {blamed}=" in ended.stderr.splitlines()[-1]
+
+
+def test_certificates_are_not_looked_at_without_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What stands in the environment for somebody else's connection stops nothing."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / "absent"))
+    monkeypatch.setenv(CERTIFICATE, str(tmp_path / "absent"))
+    otlp_exporter("http://127.0.0.1:1", "grpc").shutdown()

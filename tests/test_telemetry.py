@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -407,8 +408,10 @@ def test_an_outage_blames_no_record() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
-def test_a_forked_child_builds_its_exporter_anew() -> None:
-    """A child does not write into the connection that its parent has open to an OTLP receiver."""
+@pytest.mark.parametrize("failures", [0, 2])
+def test_a_forked_child_builds_its_exporter_anew(failures: int) -> None:
+    """A child does not write into the connection that its parent has open to an OTLP receiver; when it cannot
+    build its own at once, it tries again with the same batch."""
 
     class Parents(Limited):
         pass
@@ -420,9 +423,16 @@ def test_a_forked_child_builds_its_exporter_anew() -> None:
             os.write(writing, b"its own")
             return LogRecordExportResult.SUCCESS
 
+    attempts = count()
+
+    def renew() -> Childs:
+        if next(attempts) < failures:
+            raise OSError("a file is being replaced")
+        return Childs(most=10)
+
     parents = Parents(most=10)
     road = pipeline()
-    road.add("otlp", parents, lambda: Childs(most=10))
+    road.add("otlp", parents, renew)
     child = os.fork()
     if child == 0:
         road.lanes[0].after_fork()
