@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import uuid_utils
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 
@@ -65,6 +66,7 @@ __all__ = ["flush_queue", "get_queue_metrics", "instrument", "is_active", "shutd
 
 _logger: Final = logging.getLogger("otel_activity")
 _lock = threading.RLock()
+_settling = threading.RLock()
 
 
 class _Runtime:
@@ -103,9 +105,10 @@ class _Runtime:
             timings=self.metrics if settings.database_metrics and anybody_reads(environ) else None,
             proofs=_proofs(self.delivery, settings, resolver),
             classes=Classes(settings.delivery, settings.delivery_rules, self.route),
+            forked=self.settle_in,
         )
         self.web = WebHooks(settings, self.drain, self.capture.actions, redactor.scrub_attributes)
-        self.signals = _TermHandler(self.delivery.leave, self.drain, self.abandon)
+        self.signals = _TermHandler(self.leave, self.drain, self.abandon)
 
     def start(self) -> None:
         for problem in check():
@@ -140,10 +143,16 @@ class _Runtime:
         self._flushed(self.delivery.drain, None)
 
     def _flushed(self, flush: Callable[[float, Callable[[], None]], bool], timeout: float | None) -> bool:
+        self.settle_in()
         limit = self.settings.shutdown_timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
         done = flush(limit, self.pipeline.poke)
         return self.pipeline.settle(deadline) and done  # a loss is no reason not to wait for the others
+
+    def leave(self) -> None:
+        """The process is about to end."""
+        self.settle_in()
+        self.delivery.leave()
 
     def flush_worker(self) -> None:
         """At the end of a worker; once, however many finalizers there are."""
@@ -184,12 +193,24 @@ class _Runtime:
             log_safely(logging.DEBUG, "otel_activity: settings could not be compared", exc_info=True)
 
     def after_fork(self) -> None:
-        self.pid = os.getpid()
-        self.capture.after_fork()
         self.captured.after_fork()
         self.delivery.after_fork()
         self.pipeline.after_fork()
         _flush_at_end_of_worker(self)
+        # Last: see `settle_in`; other threads go on once these say that all is done.
+        self.capture.after_fork()
+        self.pid = os.getpid()
+
+    def settle_in(self) -> None:
+        """Be at home in this process. uWSGI forks its workers without Python's hooks, so nobody told us."""
+        if os.getpid() == self.pid:
+            return
+        with _settling:
+            if os.getpid() != self.pid:
+                reseed = getattr(uuid_utils, "reseed_rng", None)  # before 0.12 the library saw to it itself
+                if reseed is not None:
+                    reseed()  # as its own hook does: workers must not make the same ids
+                _after_fork()
 
 
 _runtime: _Runtime | None = None
@@ -319,13 +340,17 @@ def shutdown(timeout: float | None = None) -> bool:
 
 def _stop(timeout: float | None = None, *, at_exit: bool = False) -> bool:
     global _runtime
+    if _runtime is not None:
+        _runtime.settle_in()  # before the lock, which a thread of the parent may hold
     with _lock:
         runtime, _runtime = _runtime, None
         return True if runtime is None else runtime.stop(timeout, at_exit=at_exit)
 
 
 def _at_exit() -> None:
-    _stop(at_exit=True)
+    if _runtime is None or _runtime.pid == os.getpid():
+        _stop(at_exit=True)
+    # Else nothing was captured in this process yet, and nobody told us of it: all there is is the parent's.
 
 
 def get_queue_metrics() -> dict[str, Any]:
@@ -338,7 +363,10 @@ def get_queue_metrics() -> dict[str, Any]:
     ``unjournaled`` (events), ``lost_bytes``, ``lost_records`` (damage found) and ``lost_events``.
     """
     runtime = _runtime
-    return {} if runtime is None else runtime.delivery.metrics()
+    if runtime is None:
+        return {}
+    runtime.settle_in()
+    return runtime.delivery.metrics()
 
 
 class Relayed(NamedTuple):

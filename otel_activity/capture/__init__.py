@@ -18,6 +18,8 @@ from otel_activity.capture.timing import WaitHooks
 from otel_activity.classes import Classes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from otel_activity.capture.timing import Timings
     from otel_activity.ports import Delivery
 
@@ -39,6 +41,7 @@ class SQLAlchemyCapture:
         proofs: reads the databases' own ids of transactions; None for no proofs.
         timings: is told how long statements take; None when nobody wants to know.
         classes: knows the delivery classes of entities and actions; without it all have the default.
+        forked: called in a process of which nobody has told that it was forked, before anything is captured.
     """
 
     def __init__(
@@ -53,13 +56,14 @@ class SQLAlchemyCapture:
         proofs: ProofReader | None = None,
         timings: Timings | None = None,
         classes: Classes | None = None,
+        forked: Callable[[], object] | None = None,
     ) -> None:
         classes = classes or Classes()
         self._include, self._exclude, self._classes = include, exclude, classes
         planner = Planner(
             redactor=redactor, include=include, exclude=exclude, limit=value_length_limit, classes=classes
         )
-        self._bracket = Bracket(delivery, proofs)
+        self._bracket = Bracket(delivery, proofs, forked)
         self._parts: tuple[Any, ...] = (
             *(() if proofs is None else (proofs,)),
             DialectHooks(self._bracket, timings),

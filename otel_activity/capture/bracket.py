@@ -7,6 +7,7 @@ the dialects' methods and the statements (`dialects`, `statements`) only routes;
 
 from __future__ import annotations
 
+from os import getpid
 from typing import TYPE_CHECKING, Any, Final
 
 import uuid_utils
@@ -42,11 +43,19 @@ class Bracket:
     Args:
         delivery: where units go.
         proofs: reads the databases' own ids of transactions; None for no proofs.
+        forked: called in a process of which nobody has told that it was forked, before anything is captured.
     """
 
-    def __init__(self, delivery: Delivery, proofs: ProofReader | None = None) -> None:
+    def __init__(
+        self,
+        delivery: Delivery,
+        proofs: ProofReader | None = None,
+        forked: Callable[[], object] | None = None,
+    ) -> None:
         self.delivery = delivery
         self.proofs = proofs
+        self._process = getpid()
+        self._forked = forked or self.after_fork
         self.pools: Final = Pools()
         self.mistaken: Final = Mistaken()
         self.open: Final[dict[int, Transaction]] = {}
@@ -63,8 +72,10 @@ class Bracket:
         self._prepared.clear()
         self._refused_keys.clear()
 
-    after_fork = clear
-    """In a forked child: the parent's transactions are the parent's to report."""
+    def after_fork(self) -> None:
+        """In a forked child: the parent's transactions are the parent's to report."""
+        self.clear()
+        self._process = getpid()
 
     # --- finding the transaction -------------------------------------------------------------
 
@@ -78,6 +89,8 @@ class Bracket:
         return self._adopt(raw, connection, fairy)
 
     def _adopt(self, raw: Any, connection: Any, fairy: Any) -> Transaction:
+        if getpid() != self._process:
+            self._forked()
         dialect = connection.dialect
         key = id(raw)
 
@@ -295,6 +308,8 @@ class Bracket:
 
     def release(self, entries: list[Entry]) -> None:
         """Release entries that belong to no transaction."""
+        if getpid() != self._process:
+            self._forked()
         unit = Unit(str(uuid_utils.uuid7()), system="", database="")
         unit.entries = entries
         self._prepare_after(unit)
