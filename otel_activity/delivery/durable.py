@@ -1060,7 +1060,8 @@ class DurableDelivery(Feeder):
             time.sleep(0.002)
             more = self._more
             done = super()._flush(deadline, poke)
-        return done and asked and not more
+        looked = self._adopted.is_set() or self._closed
+        return done and asked and looked and not more
 
     def _hurry(self) -> None:
         """Have the feeding thread look now; where there is none, look here."""

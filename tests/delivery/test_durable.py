@@ -370,6 +370,18 @@ def test_segments_are_deleted_once_every_exporter_has_confirmed(world: World) ->
     assert found["bytes"] == sum(path.stat().st_size for path in world.segments())
 
 
+def test_a_flush_that_had_no_time_to_look_for_dead_processes_says_so(world: World) -> None:
+    """Nobody is told that everything was delivered before anybody knew what there is."""
+    first = world.delivery(world.road(down=True))
+    bracket(first, unit(1))
+    world.kill(first)
+    road = world.road()
+    second = world.delivery(road)
+    assert not flush(second, 0.0)
+    assert flush(second)
+    assert ids(road) == [1]
+
+
 def test_a_full_journal_goes_on_through_memory(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Beyond the bound units wait in memory, then they are dropped and counted; nothing is raised."""
     road = world.road(capacity=2, down=True)
