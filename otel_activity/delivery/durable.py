@@ -678,6 +678,7 @@ class DurableDelivery(Feeder):
     def _feed_all(self) -> None:
         """Take over, take in, hand on, note what was confirmed."""
         self._adopt_if_due()
+        done_by = time.monotonic() + TICK
         while not self._expired():
             self._take_in()
             self._write_down()  # what has lost its place, before others get places behind it
@@ -686,7 +687,7 @@ class DurableDelivery(Feeder):
                 self._spill(held)
             self._count_fed()
             self._settle()
-            if not touched and not self._inbox:
+            if (not touched and not self._inbox) or self._goes_on_later(done_by):
                 break
         self._save_cursors()
         self._sync_if_due()

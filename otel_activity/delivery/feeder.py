@@ -371,6 +371,17 @@ class Feeder:
         line = f"internal error while encoding an event; it is lost ({self.dropped} dropped so far)"
         self._say("encode", logging.ERROR, line, exc_info=True)
 
+    def _goes_on_later(self, done_by: float) -> bool:
+        """Whether to leave off feeding after a while, and come back at once.
+
+        Threads that commit all the time leave something to feed all the time, and what else is due (beats,
+        the sync of the journal, the notes of what was confirmed) must not wait until they stop.
+        """
+        if self._until is not None or time.monotonic() < done_by:
+            return False
+        self._wake.set()
+        return True
+
     def _expired(self) -> bool:
         return self._until is not None and time.monotonic() >= self._until
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_activity import semconv
-from otel_activity.delivery.feeder import SLICE, Feeder
+from otel_activity.delivery.feeder import SLICE, TICK, Feeder
 from otel_activity.delivery.gaps import ENDED, QUEUE_FULL
 from otel_activity.delivery.holding import encode_losses
 from otel_activity.delivery.lane import log_safely
@@ -168,7 +168,8 @@ class QueuedDelivery(Feeder):
     def _feed_all(self) -> None:
         """Encode and emit everything that waits."""
         since = 0
-        while self._units and not self._expired():
+        done_by = time.monotonic() + TICK
+        while self._units and not self._expired() and not self._goes_on_later(done_by):
             unit = self._units[0]
             # What was fed is remembered at once: an interrupted thread must not feed it twice.
             while self._position < len(unit.entries):

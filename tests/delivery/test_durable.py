@@ -27,7 +27,7 @@ from otel_activity.delivery import (
 )
 from otel_activity.delivery.records import HEADER_SIZE, Damage, Record, scan
 from otel_activity.errors import ConfigurationError
-from tests.delivery.test_queued import Broken, Note, Road, unit, wait_for
+from tests.delivery.test_queued import MOST_FED, Broken, Note, Road, unit, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -380,6 +380,28 @@ def test_a_flush_that_had_no_time_to_look_for_dead_processes_says_so(world: Worl
     assert not flush(second, 0.0)
     assert flush(second)
     assert ids(road) == [1]
+
+
+def test_threads_that_never_stop_committing_do_not_put_off_the_sync(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much there is to feed, the journal is synced when that is due."""
+    road = world.road(capacity=100_000)
+    delivery = world.delivery(road, capacity=100_000, max_bytes=64 * LARGE)
+    synced: list[int] = []
+    monkeypatch.setattr(delivery, "_sync_if_due", lambda: synced.append(len(road.taken)))
+    emit = road.emit
+
+    def emit_and_commit(event: Event) -> None:
+        emit(event)
+        if not synced and int(event.id) < MOST_FED:
+            bracket(delivery, unit(int(event.id) + 1))
+
+    monkeypatch.setattr(road, "emit", emit_and_commit)
+    bracket(delivery, unit(0))
+    wait_for(lambda: synced)
+    assert flush(delivery)
+    assert len(road.taken) < MOST_FED
 
 
 def test_a_full_journal_goes_on_through_memory(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 QUICK = Backoff(first=0.001, most=0.002)
+MOST_FED = 100_000
 
 
 class Note:
@@ -179,6 +180,26 @@ def test_whoever_asks_is_told_of_what_was_lost_also_after_a_drain() -> None:
     assert flush(delivery)
     assert [event.id for event in road.taken] == ["2"]
     road.close()
+
+
+def test_threads_that_never_stop_committing_do_not_put_off_what_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However much there is to feed, beats and gaps are looked at in between."""
+    fed: list[int] = []
+    looks: list[int] = []
+
+    def emit_and_commit(event: Event) -> None:
+        fed.append(int(event.id))
+        if len(looks) < 2 and fed[-1] < MOST_FED:
+            delivery.committed(unit(fed[-1] + 1))
+
+    delivery = QueuedDelivery([], emit_and_commit, capacity=1000)
+    monkeypatch.setattr(delivery, "_witness", lambda *, now: looks.append(len(fed)))
+    delivery.committed(unit(0))
+    wait_for(lambda: len(looks) > 1)
+    assert flush(delivery)
+    assert len(fed) < MOST_FED
 
 
 def test_a_working_exporter_is_waited_for() -> None:
