@@ -340,15 +340,17 @@ def shutdown(timeout: float | None = None) -> bool:
 
 def _stop(timeout: float | None = None, *, at_exit: bool = False) -> bool:
     global _runtime
-    if _runtime is not None:
-        _runtime.settle_in()  # before the lock, which a thread of the parent may hold
+    runtime = _runtime
+    if runtime is not None:
+        runtime.settle_in()  # before the lock, which a thread of the parent may hold
     with _lock:
         runtime, _runtime = _runtime, None
         return True if runtime is None else runtime.stop(timeout, at_exit=at_exit)
 
 
 def _at_exit() -> None:
-    if _runtime is None or _runtime.pid == os.getpid():
+    runtime = _runtime
+    if runtime is None or runtime.pid == os.getpid():
         _stop(at_exit=True)
     # Else nothing was captured in this process yet, and nobody told us of it: all there is is the parent's.
 
